@@ -1,0 +1,66 @@
+"""What the HTTP layer needs from the rest of the application.
+
+The routes know this protocol alone: in the service it is implemented over deployment handles, in unit tests
+by an in-memory fake. Every method raises subclasses of `graph.errors.WeftError` and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from deployments.messages import (
+    EncoderInfo,
+    ItemRecord,
+    NodeEmbedding,
+    Page,
+    RecommendAnswer,
+    RecommendQuery,
+    SimilarAnswer,
+    UserRecord,
+)
+from graph.schema import WriteRequest, WriteResult
+
+
+class Backend(Protocol):
+    @property
+    def store_id(self) -> str:
+        """The store behind this service; tokens of other stores are refused."""
+        ...
+
+    async def write(self, request: WriteRequest) -> WriteResult:
+        """Commit durably and answer the version that holds the write."""
+        ...
+
+    async def user(self, user_id: str, min_version: int) -> UserRecord: ...
+
+    async def item(self, item_id: str, min_version: int) -> ItemRecord: ...
+
+    async def users(self, limit: int, after: str | None, min_version: int) -> Page: ...
+
+    async def items(self, limit: int, after: str | None, min_version: int) -> Page: ...
+
+    async def ratings(self, user_id: str, limit: int, after: str | None, min_version: int) -> Page: ...
+
+    async def recommend(self, query: RecommendQuery) -> RecommendAnswer: ...
+
+    async def similar(
+        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+    ) -> SimilarAnswer: ...
+
+    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
+        """`kind` is "user", "item" or None: whichever exists; InvalidInput if both do."""
+        ...
+
+    async def encoders(self) -> list[EncoderInfo]: ...
+
+    async def activate_encoder(self, digest: str) -> WriteResult:
+        """Make an encoder of the data directory the running one; returns when every replica answers with it."""
+        ...
+
+    async def ready(self) -> tuple[bool, dict[str, object]]:
+        """Whether every part can answer at full speed, and the state of each part."""
+        ...
+
+    async def status(self) -> dict[str, object]:
+        """Versions, sizes, followers, encoder and process facts, for operators."""
+        ...

@@ -1,0 +1,123 @@
+"""Plain data that crosses deployment handles and the ingress' backend protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from graph.schema import Item, User
+
+Float32 = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendQuery:
+    """One user's (or one anonymous session's) request for recommendations.
+
+    Exactly one of `user_id` and `session` is given. `min_version` is a version of this store, 0 for none.
+    """
+
+    user_id: str | None = None
+    session: tuple[tuple[str, float], ...] = ()  # (item_id, rating value), oldest first
+    n: int = 10
+    exclude_seen: bool = True
+    exclude_below: float | None = None  # drop what the user rated under this value, even if seen items may return
+    tags: tuple[str, ...] = ()  # keep items that carry all of these
+    exclude: tuple[str, ...] = ()  # item ids never to return; unknown ids are ignored
+    candidates: tuple[str, ...] | None = None  # restrict to these item ids; unknown ids are ignored
+    explain: bool = True
+    exact_items: bool = False  # pull item vectors up to min_version before searching
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A rated item that contributed to a recommendation, and how much of the score it added."""
+
+    item_id: str
+    title: str
+    contribution: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    item_id: str
+    title: str
+    score: float
+    because: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendAnswer:
+    """`basis` is "personal" or "popular" (nothing the user liked is known: the most liked items).
+
+    `version` is that of the user's vector and seen items, `item_version` that of the item vectors.
+    """
+
+    user_id: str | None
+    recommendations: tuple[Recommendation, ...]
+    basis: str
+    version: int
+    item_version: int
+    encoder: str  # digest of the encoder generation
+
+
+@dataclass(frozen=True, slots=True)
+class SimilarAnswer:
+    item_id: str
+    similar: tuple[Recommendation, ...]
+    version: int
+    item_version: int
+    encoder: str
+
+
+@dataclass(frozen=True, slots=True)
+class RatingRecord:
+    item_id: str
+    value: float
+    timestamp: int
+
+
+@dataclass(frozen=True, slots=True)
+class UserRecord:
+    user: User
+    num_ratings: int
+    version: int  # of the view that answered
+
+
+@dataclass(frozen=True, slots=True)
+class ItemRecord:
+    item: Item
+    num_ratings: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a listing, in the order of creation; `next` is the cursor of the page after it."""
+
+    records: tuple[UserRecord | ItemRecord | RatingRecord, ...]
+    next: str | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEmbedding:
+    node_id: str
+    kind: str  # "user" or "item"
+    vector: Float32  # [D]
+    encoder: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInfo:
+    """An encoder known to the service: `state` is "active", "candidate" or "available"."""
+
+    digest: str
+    state: str
+    dim: int
+    metadata: dict[str, object] = field(default_factory=dict)

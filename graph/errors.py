@@ -1,0 +1,108 @@
+"""Every error Weft raises on purpose, as one tree.
+
+Each class fixes a stable `code` that clients may switch on, the HTTP status it maps to, and whether
+repeating the same request can succeed (`retryable`). A message says what was wrong, which value, and what is
+allowed or what to do next; it is safe to show to a client.
+
+    WeftError
+    |- InvalidInput            422  a value that can never be accepted
+    |- NotFound                404
+    |  |- UnknownUser, UnknownItem, UnknownRating, UnknownEncoder
+    |- Conflict                409
+    |  |- IdempotencyConflict       the key was used with another body
+    |  |- ForeignToken              a version token of another store
+    |  |- StoreLocked               another process holds the store
+    |  |- Fenced                    another writer took the store over
+    |- Unavailable             503  retryable
+    |  |- NotYet                    the view has not reached `min_version` in time
+    |  |- Overloaded           429
+    |  |- SnapshotRequired          the feed no longer reaches back that far
+    |- Corrupt                 500  a file or row that fails its checksum or format
+"""
+
+from __future__ import annotations
+
+
+class WeftError(Exception):
+    """Root of the tree."""
+
+    code = "internal"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders: the default would drop keyword-only arguments.
+        return (_rebuild, (type(self), self.message, self.param))
+
+
+def _rebuild(kind: type[WeftError], message: str, param: str | None) -> WeftError:
+    return kind(message, param=param)
+
+
+class InvalidInput(WeftError):
+    code, status = "invalid_input", 422
+
+
+class NotFound(WeftError):
+    code, status = "not_found", 404
+
+
+class UnknownUser(NotFound):
+    code = "unknown_user"
+
+
+class UnknownItem(NotFound):
+    code = "unknown_item"
+
+
+class UnknownRating(NotFound):
+    code = "unknown_rating"
+
+
+class UnknownEncoder(NotFound):
+    code = "unknown_encoder"
+
+
+class Conflict(WeftError):
+    code, status = "conflict", 409
+
+
+class IdempotencyConflict(Conflict):
+    code = "idempotency_conflict"
+
+
+class ForeignToken(Conflict):
+    code = "foreign_token"
+
+
+class StoreLocked(Conflict):
+    code = "store_locked"
+
+
+class Fenced(Conflict):
+    code = "fenced"
+
+
+class Unavailable(WeftError):
+    code, status, retryable = "unavailable", 503, True
+
+
+class NotYet(Unavailable):
+    code = "not_yet"
+
+
+class Overloaded(Unavailable):
+    code, status = "overloaded", 429
+
+
+class SnapshotRequired(Unavailable):
+    code = "snapshot_required"
+
+
+class Corrupt(WeftError):
+    code = "corrupt"

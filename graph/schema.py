@@ -1,0 +1,280 @@
+"""Nodes, edges, changes and write operations of the graph.
+
+Identity. A node has an external string id, chosen by the client, and a `row`: an int64 the writer gives at
+creation and never reuses. Rows mean the same in every process; a node deleted and created again under the
+same id has another row.
+
+Versions. Every row carries the version that last wrote it. A `ChangeSet` is the *final state* of every row
+that changed in `(from_version, to_version]`, tombstones included, so applying it is idempotent and the live
+tail and a catch-up scan share one type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from graph.errors import ForeignToken, InvalidInput
+
+Kind: TypeAlias = Literal["user", "item", "rating", "memory", "pointer"]
+ALL_KINDS: frozenset[Kind] = frozenset(("user", "item", "rating", "memory", "pointer"))
+
+AttributeValue: TypeAlias = str | int | float | bool | list[str]
+Attributes: TypeAlias = Mapping[str, AttributeValue]
+
+RATING_LOW, RATING_HIGH = 0.5, 5.0
+"""Ratings live on this scale, inclusive; importers map other scales onto it."""
+
+MAX_ID_CHARS = 128
+MAX_TITLE_CHARS = 500
+MAX_TEXT_CHARS = 20_000
+MAX_TAGS = 64
+MAX_TAG_CHARS = 64
+MAX_ATTRIBUTES = 64
+MAX_ROWS_PER_WRITE = 5_000
+"""Rows that one write request, hence one version, may carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A version of one particular store, written `store_id.version`."""
+
+    store_id: str
+    version: int
+
+    def __str__(self) -> str:
+        return f"{self.store_id}.{self.version}"
+
+    @classmethod
+    def parse(cls, text: str) -> Token:
+        """Read `store_id.version`; raises InvalidInput for any other text."""
+        store_id, dot, version = text.rpartition(".")
+        if not dot or not store_id or not version.isascii() or not version.isdigit() or len(version) > 18:
+            raise InvalidInput(
+                f"{text[:80]!r} is not a version token; use the `version` of an earlier answer, unchanged",
+                param="min_version",
+            )
+        return cls(store_id, int(version))
+
+    def version_in(self, store_id: str) -> int:
+        """The version, provided the token belongs to `store_id`; raises ForeignToken otherwise."""
+        if self.store_id != store_id:
+            raise ForeignToken(
+                f"version token {self} belongs to store {self.store_id!r}, this service holds {store_id!r}: "
+                "drop the tokens you remembered from the other store",
+                param="min_version",
+            )
+        return self.version
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    row: int
+    user_id: str
+    attributes: Attributes
+    version: int
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    row: int
+    item_id: str
+    title: str
+    tags: tuple[str, ...]
+    year: int | None
+    text: str
+    version: int
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """A fact a user owns. Private: it never reaches a vector that another user's answer reads."""
+
+    row: int
+    memory_id: str
+    user_row: int
+    text: str
+    version: int
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """A named reference that operators move: which encoder is active, and so on. `value` is plain JSON."""
+
+    scope: str
+    name: str
+    value: Mapping[str, object]
+    version: int
+    deleted: bool = False
+
+
+RATING_DTYPE = np.dtype(
+    [
+        ("user_row", "<i8"),
+        ("item_row", "<i8"),
+        ("value", "<f4"),
+        ("timestamp", "<u4"),  # Unix seconds, 0 = unknown
+        ("version", "<i8"),
+        ("deleted", "?"),
+    ]
+)
+RatingArray: TypeAlias = npt.NDArray[np.void]
+"""A structured array [n] of RATING_DTYPE, at most one record per (user_row, item_row)."""
+
+
+def no_ratings() -> RatingArray:
+    return np.empty(0, RATING_DTYPE)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ChangeSet:
+    """Final states of all rows changed in `(from_version, to_version]`."""
+
+    from_version: int
+    to_version: int
+    users: Sequence[User] = ()
+    items: Sequence[Item] = ()
+    memories: Sequence[Memory] = ()
+    pointers: Sequence[Pointer] = ()
+    ratings: RatingArray = field(default_factory=no_ratings)
+
+    def only(self, kinds: frozenset[Kind]) -> ChangeSet:
+        """The same span of versions with the changes of `kinds` alone."""
+        if kinds == ALL_KINDS:
+            return self
+        return ChangeSet(
+            self.from_version,
+            self.to_version,
+            self.users if "user" in kinds else (),
+            self.items if "item" in kinds else (),
+            self.memories if "memory" in kinds else (),
+            self.pointers if "pointer" in kinds else (),
+            self.ratings if "rating" in kinds else no_ratings(),
+        )
+
+    def __len__(self) -> int:
+        return (
+            len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
+        )
+
+
+# ---------------------------------------------------------------------------------------- write operations
+
+
+@dataclass(frozen=True, slots=True)
+class PutUser:
+    """Create a user or replace its attributes."""
+
+    user_id: str
+    attributes: Attributes = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteUser:
+    """Remove a user with its ratings and memories."""
+
+    user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutItem:
+    """Create an item or replace its metadata."""
+
+    item_id: str
+    title: str
+    tags: tuple[str, ...] = ()
+    year: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteItem:
+    """Remove an item with its ratings."""
+
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutRating:
+    """Rate an item or change the rating. An unknown user is created, an unknown item refused.
+
+    `timestamp` is in Unix seconds; 0 means unknown and never changes a rating that is already there.
+    """
+
+    user_id: str
+    item_id: str
+    value: float
+    timestamp: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRating:
+    user_id: str
+    item_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutMemory:
+    """Write a fact of a user's own; `memory_id` is unique within the store."""
+
+    memory_id: str
+    user_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteMemory:
+    memory_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PutPointer:
+    scope: str
+    name: str
+    value: Mapping[str, object]
+
+
+Operation: TypeAlias = (
+    PutUser
+    | DeleteUser
+    | PutItem
+    | DeleteItem
+    | PutRating
+    | DeleteRating
+    | PutMemory
+    | DeleteMemory
+    | PutPointer
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A client's key for one write: `scope` names the caller and route, `digest` the body."""
+
+    scope: str
+    key: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteRequest:
+    """Operations that become visible together, as one version."""
+
+    operations: tuple[Operation, ...]
+    idempotency: Idempotency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """`version` holds the write; `changed` counts rows that differ from before (0: nothing was written)."""
+
+    version: int
+    changed: int
+    replayed: bool = False
