@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Int64 = npt.NDArray[np.int64]
 Int32 = npt.NDArray[np.int32]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _GROWTH = 1.125
 
@@ -90,15 +93,28 @@ class Adjacency:
 
     def position(self, row: int, key: int) -> int | None:
         """Place of `key` among the neighbours of `row`, or None. O(degree)."""
-        found = np.flatnonzero(self.keys(row) == key)
-        return int(found[0]) if len(found) else None
+        keys = self.keys(row)
+        if len(keys) == 0:
+            return None
+        match = keys == key
+        place = int(match.argmax())
+        return place if match[place] else None
+
+    def gather(self, rows: Int64) -> tuple[Int64, Int32, dict[str, npt.NDArray[np.generic]]]:
+        """The neighbours of several rows as compact copies: indptr [len(rows)+1], keys [edges], columns.
+
+        O(len(rows) + edges).
+        """
+        lengths = self._length[rows]
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(lengths, out=indptr[1:])
+        places = np.repeat(self._start[rows] - indptr[:-1], lengths)
+        places += np.arange(len(places))
+        return indptr, self._keys[places], {name: c[places] for name, c in self._columns.items()}
 
     def csr(self) -> tuple[Int64, Int32, dict[str, npt.NDArray[np.generic]]]:
         """Everything as compact copies: indptr [rows+1], keys [edges], columns. O(edges)."""
-        lengths = self.degrees.astype(np.int64)
-        indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        gather = np.repeat(self._start[: self._rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
-        return indptr, self._keys[gather], {name: c[gather] for name, c in self._columns.items()}
+        return self.gather(np.arange(self._rows))
 
     @property
     def nbytes(self) -> int:
@@ -138,6 +154,46 @@ class Adjacency:
         self._length[row] = length + added
         self.num_edges += added
         return places
+
+    def put(self, row: int, key: int, values: Mapping[str, float]) -> dict[str, float] | None:
+        """Set the values of one key; what `upsert` does, an order of magnitude faster.
+
+        Returns the values before, None where the key was new. O(degree).
+        """
+        place = self.position(row, key)
+        if place is not None:
+            at = int(self._start[row]) + place
+            before = {name: column.item(at) for name, column in self._columns.items()}
+        else:
+            before, length = None, int(self._length[row])
+            if length == self._capacity[row]:
+                self._move(row, length + 1)
+            at = int(self._start[row]) + length
+            self._keys[at] = key
+            self._length[row] = length + 1
+            self.num_edges += 1
+        for name, column in self._columns.items():
+            column[at] = values[name]
+        return before
+
+    def drop(self, row: int, key: int) -> dict[str, float] | None:
+        """Drop one key, keeping the order of the rest.
+
+        Returns the values before, None where the key was not there. O(degree).
+        """
+        place = self.position(row, key)
+        if place is None:
+            return None
+        start, length = int(self._start[row]), int(self._length[row])
+        at, end = start + place, start + length
+        before = {name: column.item(at) for name, column in self._columns.items()}
+        for pool in (self._keys, *self._columns.values()):
+            pool[at : end - 1] = pool[at + 1 : end]
+        self._length[row] = length - 1
+        self.num_edges -= 1
+        if length == 1:
+            self._release(row)
+        return before
 
     def discard(self, row: int, keys: Int32) -> npt.NDArray[np.int64]:
         """Drop `keys` from `row`, keeping the order of the rest.
@@ -189,7 +245,7 @@ class Adjacency:
         return start
 
 
-def _grown(array: npt.NDArray[np.generic], used: int, size: int) -> npt.NDArray[np.generic]:  # type: ignore[type-var]
+def _grown(array: npt.NDArray[_Scalar], used: int, size: int) -> npt.NDArray[_Scalar]:
     larger = np.zeros(size, array.dtype)
     larger[:used] = array[:used]
     return larger

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,26 @@ class Delta:
     pointers: Sequence[Pointer]
 
 
+Side: TypeAlias = tuple[Int64, Int32, dict[str, npt.NDArray[np.generic]]]
+"""One direction of the ratings in CSR form: indptr [rows + 1], keys [edges], columns [edges]."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ViewContents:
+    """A whole view as plain data that shares nothing with it."""
+
+    store_id: str
+    version: int
+    user_rows: int
+    item_rows: int
+    users: list[User]
+    items: list[Item]
+    memories: list[Memory]
+    pointers: list[Pointer]
+    by_user: Side
+    by_item: Side
+
+
 class GraphView:
     """Users, items, ratings, memories and pointers of one store, at one version.
 
@@ -87,6 +107,39 @@ class GraphView:
         self._pointers: dict[tuple[str, str], Pointer] = {}
         self._by_user = Adjacency({"value": np.float32, "timestamp": np.uint32})
         self._by_item = Adjacency({"value": np.float32})
+
+    def contents(self) -> ViewContents:
+        """Everything in the view, copied. O(nodes + ratings)."""
+        return ViewContents(
+            self.store_id,
+            self.version,
+            self.num_user_rows,
+            self.num_item_rows,
+            list(self.users()),
+            list(self.items()),
+            list(self.memories()),
+            list(self.pointers()),
+            self._by_user.csr(),
+            self._by_item.csr(),
+        )
+
+    @classmethod
+    def from_contents(cls, contents: ViewContents) -> GraphView:
+        """A view that takes over the arrays of `contents`."""
+        self = cls(contents.store_id)
+        self._reserve_users(contents.user_rows)
+        self._reserve_items(contents.item_rows)
+        nodes = ChangeSet(
+            0, contents.version, contents.users, contents.items, contents.memories, contents.pointers
+        )
+        self.apply(nodes)
+        self._by_user = Adjacency.from_csr(*contents.by_user)
+        self._by_item = Adjacency.from_csr(*contents.by_item)
+        return self
+
+    def copy(self) -> GraphView:
+        """An independent view in the same state. O(nodes + ratings)."""
+        return GraphView.from_contents(self.contents())
 
     # --------------------------------------------------------------------------------------------- nodes
 
@@ -128,7 +181,9 @@ class GraphView:
         """The live user of that id; raises UnknownUser."""
         found = self.find_user(user_id)
         if found is None:
-            raise UnknownUser(f"no user {user_id!r}: create it by rating an item or with PUT /v1/users/{{id}}")
+            raise UnknownUser(
+                f"no user {user_id!r}: create it by rating an item or with PUT /v1/users/{{id}}"
+            )
         return found
 
     def item(self, item_id: str) -> Item:
@@ -180,6 +235,11 @@ class GraphView:
             self._by_user.column("value", user_row),  # type: ignore[arg-type]
             self._by_user.column("timestamp", user_row),  # type: ignore[arg-type]
         )
+
+    def ratings_of_many(self, user_rows: Int64) -> tuple[Int64, Int32, Float32]:
+        """Ratings by several users as copies: indptr [n+1], item rows [e], values [e]. O(n + e)."""
+        indptr, item_rows, columns = self._by_user.gather(user_rows)
+        return indptr, item_rows, columns["value"]  # type: ignore[return-value]
 
     def raters_of(self, item_row: int) -> ItemRatings:
         """Ratings of an item. O(1)."""
@@ -280,6 +340,8 @@ class GraphView:
             self._memories_of.setdefault(memory.user_row, set()).add(memory.row)
 
     def _apply_ratings(self, ratings: RatingArray) -> RatingDeltas:
+        if len(ratings) == 1:
+            return self._apply_rating(ratings)
         ratings = ratings[np.argsort(ratings["user_row"], kind="stable")]
         old = np.full(len(ratings), np.nan, np.float32)
         if len(ratings):
@@ -295,6 +357,24 @@ class GraphView:
         new = np.where(ratings["deleted"], np.float32(np.nan), ratings["value"])
         return RatingDeltas(ratings["user_row"].copy(), ratings["item_row"].copy(), old, new)
 
+    def _apply_rating(self, ratings: RatingArray) -> RatingDeltas:
+        """A single record: the common live write, where the arrays' fixed costs would dominate."""
+        user_row, item_row, value, timestamp, _, deleted = ratings[0].item()
+        self._by_user.ensure_rows(user_row + 1)
+        self._by_item.ensure_rows(item_row + 1)
+        if deleted:
+            before = self._by_user.drop(user_row, item_row)
+            self._by_item.drop(item_row, user_row)
+        else:
+            before = self._by_user.put(user_row, item_row, {"value": value, "timestamp": timestamp})
+            self._by_item.put(item_row, user_row, {"value": value})
+        return RatingDeltas(
+            np.array([user_row]),
+            np.array([item_row]),
+            np.array([np.nan if before is None else before["value"]], np.float32),
+            np.array([np.nan if deleted else value], np.float32),
+        )
+
     @staticmethod
     def _apply_to(side: Adjacency, row: int, ratings: RatingArray, key: str) -> Float32:
         """Apply records that share `row`; returns the values before, NaN where there was no rating."""
@@ -305,7 +385,9 @@ class GraphView:
         places = np.full(len(ratings), -1, np.int64)
         if not gone.all():
             kept = ratings[~gone]
-            places[~gone] = side.upsert(row, keys[~gone], {"value": kept["value"], "timestamp": kept["timestamp"]})
+            places[~gone] = side.upsert(
+                row, keys[~gone], {"value": kept["value"], "timestamp": kept["timestamp"]}
+            )
         if gone.any():
             places[gone] = side.discard(row, keys[gone])
         if len(before) == 0:

@@ -1,0 +1,141 @@
+"""One request at the edge, and the service behind it: everything a route needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from deployments.ingress.backend import Backend
+from deployments.ingress.queries import QuerySpec, refuse_query
+from deployments.ingress.versions import Acknowledged, required_version
+from graph.errors import InvalidInput
+from graph.schema import Idempotency, Operation, WriteRequest, WriteResult
+
+MAX_KEY_CHARS = 200
+
+
+class Service:
+    """What the replica holds: the backend, made when first needed, and the writes it acknowledged."""
+
+    def __init__(self, backend_factory: Callable[[], Backend], remembered: int) -> None:
+        self._backend_factory = backend_factory
+        self._backend: Backend | None = None
+        self.users = Acknowledged(remembered)
+        self.items = Acknowledged(remembered)
+
+    @property
+    def backend(self) -> Backend:
+        if self._backend is None:
+            self._backend = self._backend_factory()
+        return self._backend
+
+
+class Exchange:
+    """A request's identity, headers and versions. The edge puts one into every HTTP scope."""
+
+    __slots__ = ("headers", "request_id", "scope", "service")
+
+    def __init__(
+        self, service: Service, scope: dict[str, Any], headers: dict[bytes, bytes], request_id: str
+    ) -> None:
+        self.service = service
+        self.scope = scope
+        self.headers = headers
+        self.request_id = request_id
+
+    @property
+    def backend(self) -> Backend:
+        return self.service.backend
+
+    def token(self, version: int) -> str:
+        return f"{self.backend.store_id}.{version}"
+
+    def min_version(
+        self, token: str | None = None, *, user_id: str | None = None, item_id: str | None = None
+    ) -> int:
+        """What the views must have reached before this read is answered."""
+        store_id = self.backend.store_id
+        version = 0
+        header = self.headers.get(b"x-weft-min-version")
+        if header is not None or token is not None:
+            version = required_version(store_id, header and header.decode("latin-1"), token)
+        if user_id is not None:
+            version = max(version, self.service.users.version_of(store_id, user_id))
+        if item_id is not None:
+            version = max(version, self.service.items.version_of(store_id, item_id))
+        return version
+
+    def read(
+        self, spec: QuerySpec, *, user_id: str | None = None, item_id: str | None = None
+    ) -> tuple[dict[str, Any], int]:
+        """The query's values and the version to wait for."""
+        query = spec.parse(self.scope["query_string"])
+        return dict(query.values), self.min_version(query.token, user_id=user_id, item_id=item_id)
+
+    def refuse_query(self) -> None:
+        refuse_query(self.scope["query_string"])
+
+    async def write(
+        self,
+        operations: Iterable[Operation],
+        body: bytes = b"",
+        *,
+        users: Iterable[str] = (),
+        items: Iterable[str] = (),
+    ) -> WriteResult:
+        """Commit, then remember the version for the users and items it concerns."""
+        self.refuse_query()
+        request = WriteRequest(tuple(operations), self._idempotency(body))
+        backend = self.backend
+        result = await backend.write(request)
+        store_id = backend.store_id
+        for user_id in users:
+            self.service.users.remember(store_id, user_id, result.version)
+        for item_id in items:
+            self.service.items.remember(store_id, item_id, result.version)
+        return result
+
+    def _idempotency(self, body: bytes) -> Idempotency | None:
+        header = self.headers.get(b"idempotency-key")
+        if header is None:
+            return None
+        key = header.decode("latin-1")
+        if not key.isascii() or not key.isprintable() or not 1 <= len(key) <= MAX_KEY_CHARS:
+            raise InvalidInput(
+                f"Idempotency-Key has 1 to {MAX_KEY_CHARS} printable ASCII characters", param="Idempotency-Key"
+            )
+        # The scope holds the path, ids included: the digest covers the body alone, and one key used for two
+        # users must not let the second write pass for a repetition of the first.
+        scope = f"{self.scope['method']} {self.scope['path']}"
+        return Idempotency(scope=scope, key=key, digest=hashlib.sha256(body).hexdigest())
+
+
+def exchange_of(request: Request) -> Exchange:
+    exchange: Exchange = request.scope["weft"]
+    return exchange
+
+
+def encoded(payload: object) -> bytes:
+    """JSON bytes; numpy arrays and dataclasses are written as they are, unknown types as text."""
+    return orjson.dumps(payload, default=str, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
+
+
+def answer(payload: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encoded(payload), status, headers, media_type="application/json")
+
+
+def written(exchange: Exchange, result: WriteResult, **more: object) -> Response:
+    """The answer to a write: the token that a later read may hand back."""
+    return answer(
+        {
+            "version": exchange.token(result.version),
+            "changed": result.changed,
+            "replayed": result.replayed,
+            **more,
+        }
+    )

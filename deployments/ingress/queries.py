@@ -1,0 +1,280 @@
+"""Query strings: declared once per route, parsed by hand, documented from the same declaration.
+
+Parsing is strict: an unknown parameter, a value out of bounds and a scalar given twice are InvalidInput naming
+the parameter. It is also the hot path's: a plain query string is split without urllib, and the parsed form is
+remembered, because clients repeat `n=10` for every user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote_plus
+
+from deployments.ingress.identifiers import check_id
+from graph.errors import InvalidInput
+from graph.schema import MAX_TAG_CHARS, MAX_TAGS, RATING_HIGH, RATING_LOW
+
+MAX_N = 1_000
+MAX_PAGE = 1_000
+MAX_IDS = 1_000
+"""Ids in `exclude` or `candidates` of one request."""
+
+_REMEMBERED = 1_024
+_REMEMBERED_BYTES = 256  # longer query strings are parsed each time: they rarely repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One query parameter. `read` turns its text into a value or raises InvalidInput."""
+
+    name: str
+    read: Callable[[str, str], Any]
+    schema: Mapping[str, object]
+    description: str
+    default: Any = None
+    many: bool = False
+    limit: int = 1  # values a repeated or comma-separated parameter may have
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What a request asked for: every declared parameter, and the version token apart from them."""
+
+    values: Mapping[str, Any]
+    token: str | None
+
+
+class QuerySpec:
+    """The parameters a route accepts; `min_version` is one of them on every read."""
+
+    def __init__(self, *parameters: Parameter) -> None:
+        self._parameters = {p.name: p for p in (*parameters, MIN_VERSION)}
+        self._defaults = {p.name: p.default for p in parameters}
+        self._nothing = Query(self._defaults, None)
+        self._remembered: dict[bytes, Query] = {}
+
+    def parse(self, query_string: bytes) -> Query:
+        """Complexity O(length), O(1) for a query string seen before. Raises InvalidInput."""
+        if not query_string:
+            return self._nothing
+        query = self._remembered.get(query_string)
+        if query is None:
+            query = self._parse(query_string)
+            if len(query_string) <= _REMEMBERED_BYTES:
+                if len(self._remembered) >= _REMEMBERED:
+                    self._remembered.clear()
+                self._remembered[query_string] = query
+        return query
+
+    def openapi(self) -> dict[str, Any]:
+        """The `parameters` of the route's OpenAPI operation, the version header included."""
+        described: list[dict[str, Any]] = [
+            {
+                "name": p.name,
+                "in": "query",
+                "required": False,
+                "description": p.description,
+                "schema": dict(p.schema) | ({} if p.default is None or p.many else {"default": p.default}),
+            }
+            for p in self._parameters.values()
+        ]
+        header = {
+            "name": "x-weft-min-version",
+            "in": "header",
+            "required": False,
+            "description": MIN_VERSION.description,
+            "schema": {"type": "string"},
+        }
+        return {"parameters": [*described, header]}
+
+    def _parse(self, query_string: bytes) -> Query:
+        values = dict(self._defaults)
+        lists: dict[str, list[Any]] = {}
+        token: str | None = None
+        seen: set[str] = set()
+        for part in query_string.decode("latin-1").split("&"):
+            if not part:
+                continue
+            name, _, text = part.partition("=")
+            name, text = _decoded(name), _decoded(text)
+            parameter = self._parameters.get(name)
+            if parameter is None:
+                known = ", ".join(self._parameters)
+                raise InvalidInput(
+                    f"unknown query parameter {name[:80]!r}; this route takes {known}", param=name[:80]
+                )
+            if parameter.many:
+                given = lists.setdefault(name, [])
+                given.extend(parameter.read(value, name) for value in text.split(",") if value)
+                if len(given) > parameter.limit:
+                    raise InvalidInput(
+                        f"{name} has more than {parameter.limit:,} values; send a POST with fewer per request",
+                        param=name,
+                    )
+                continue
+            if name in seen:
+                raise InvalidInput(f"{name} is given twice", param=name)
+            seen.add(name)
+            value = parameter.read(text, name)
+            if parameter is MIN_VERSION:
+                token = value
+            else:
+                values[name] = value
+        for name, given in lists.items():
+            values[name] = tuple(given)
+        return Query(values, token)
+
+
+def refuse_query(query_string: bytes) -> None:
+    """For routes that take no parameters at all."""
+    if query_string:
+        name = _decoded(query_string.decode("latin-1").partition("=")[0])[:80]
+        raise InvalidInput(f"unknown query parameter {name!r}; this route takes none", param=name)
+
+
+def _decoded(text: str) -> str:
+    return unquote_plus(text, errors="replace") if "%" in text or "+" in text else text
+
+
+def _integer(low: int, high: int) -> Callable[[str, str], int]:
+    def read(text: str, name: str) -> int:
+        if not (text.isascii() and text.isdigit() and len(text) <= 9) or not low <= int(text) <= high:
+            raise InvalidInput(
+                f"{name} is {text[:40]!r}, allowed are whole numbers {low} to {high}", param=name
+            )
+        return int(text)
+
+    return read
+
+
+def _boolean(text: str, name: str) -> bool:
+    if text in ("true", "1"):
+        return True
+    if text in ("false", "0"):
+        return False
+    raise InvalidInput(f"{name} is {text[:40]!r}, allowed are true and false", param=name)
+
+
+def _rating(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not RATING_LOW <= value <= RATING_HIGH:
+        raise InvalidInput(
+            f"{name} is {text[:40]!r}, allowed are numbers {RATING_LOW} to {RATING_HIGH}", param=name
+        )
+    return value
+
+
+def _tag(text: str, name: str) -> str:
+    if not text.isprintable() or len(text) > MAX_TAG_CHARS:
+        raise InvalidInput(
+            f"{name}: a tag has 1 to {MAX_TAG_CHARS} printable characters, not {text[:80]!r}", param=name
+        )
+    return text
+
+
+def _cursor(text: str, name: str) -> str:
+    if not text or len(text) > 200 or not text.isprintable():
+        raise InvalidInput(f"{name} is not a cursor; use `next` of the page before, unchanged", param=name)
+    return text
+
+
+def _text(text: str, name: str) -> str:
+    return text
+
+
+def _kind(text: str, name: str) -> str:
+    if text not in ("user", "item"):
+        raise InvalidInput(f"{name} is {text[:40]!r}, allowed are user and item", param=name)
+    return text
+
+
+MIN_VERSION = Parameter(
+    "min_version",
+    _text,
+    {"type": "string"},
+    "A `version` of an earlier answer: this read waits until it can see what that answer saw.",
+)
+_N = Parameter(
+    "n",
+    _integer(1, MAX_N),
+    {"type": "integer", "minimum": 1, "maximum": MAX_N},
+    "How many items to return.",
+    default=10,
+)
+_TAGS = Parameter(
+    "tags",
+    _tag,
+    {"type": "array", "items": {"type": "string"}},
+    "Only items that carry all of these tags; repeated or comma separated.",
+    default=(),
+    many=True,
+    limit=MAX_TAGS,
+)
+_EXCLUDE = Parameter(
+    "exclude",
+    check_id,
+    {"type": "array", "items": {"type": "string"}},
+    "Item ids never to return; repeated or comma separated (ids that hold commas: use the POST form).",
+    default=(),
+    many=True,
+    limit=MAX_IDS,
+)
+
+READ = QuerySpec()
+PAGE = QuerySpec(
+    Parameter(
+        "limit",
+        _integer(1, MAX_PAGE),
+        {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+        "Records per page.",
+        default=100,
+    ),
+    Parameter("after", _cursor, {"type": "string"}, "`next` of the page before."),
+)
+SIMILAR = QuerySpec(_N, _TAGS, _EXCLUDE)
+EMBEDDING = QuerySpec(
+    Parameter(
+        "kind",
+        _kind,
+        {"type": "string", "enum": ["user", "item"]},
+        "Which node, when a user and an item share the id.",
+    )
+)
+RECOMMEND = QuerySpec(
+    _N,
+    _TAGS,
+    _EXCLUDE,
+    Parameter(
+        "candidates",
+        check_id,
+        {"type": "array", "items": {"type": "string"}},
+        "Restrict the answer to these item ids; repeated or comma separated.",
+        many=True,
+        limit=MAX_IDS,
+    ),
+    Parameter(
+        "exclude_seen", _boolean, {"type": "boolean"}, "Leave out what the user has rated.", default=True
+    ),
+    Parameter(
+        "exclude_below",
+        _rating,
+        {"type": "number", "minimum": RATING_LOW, "maximum": RATING_HIGH},
+        "Leave out what the user rated under this value, even when seen items may return.",
+    ),
+    Parameter(
+        "explain", _boolean, {"type": "boolean"}, "Name the rated items behind each item.", default=True
+    ),
+    Parameter(
+        "exact_items",
+        _boolean,
+        {"type": "boolean"},
+        "Bring item vectors up to `min_version` before searching; slower.",
+        default=False,
+    ),
+)

@@ -1,0 +1,345 @@
+"""From write operations to the rows they change: validation against the view and the writes planned before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from graph.errors import InvalidInput, NotFound, UnknownItem, UnknownRating, UnknownUser
+from graph.schema import (
+    MAX_ATTRIBUTES,
+    MAX_ID_CHARS,
+    MAX_ROWS_PER_WRITE,
+    MAX_TAG_CHARS,
+    MAX_TAGS,
+    MAX_TEXT_CHARS,
+    MAX_TITLE_CHARS,
+    RATING_DTYPE,
+    RATING_HIGH,
+    RATING_LOW,
+    Attributes,
+    ChangeSet,
+    DeleteItem,
+    DeleteMemory,
+    DeleteRating,
+    DeleteUser,
+    Item,
+    Memory,
+    Operation,
+    Pointer,
+    PutItem,
+    PutMemory,
+    PutPointer,
+    PutRating,
+    PutUser,
+    User,
+    WriteRequest,
+)
+from graph.view import GraphView
+
+_NO_RATING = (math.nan, 0)
+_MAX_TIMESTAMP = 2**32 - 1
+
+
+@dataclass
+class _Layer:
+    """Rows as they will be, on top of the view. None for an id means: no live node has it."""
+
+    users: dict[int, User] = field(default_factory=dict)
+    items: dict[int, Item] = field(default_factory=dict)
+    memories: dict[int, Memory] = field(default_factory=dict)
+    pointers: dict[tuple[str, str], Pointer] = field(default_factory=dict)
+    ratings: dict[tuple[int, int], tuple[float, int, int]] = field(default_factory=dict)  # value, time, version
+    user_ids: dict[str, User | None] = field(default_factory=dict)
+    item_ids: dict[str, Item | None] = field(default_factory=dict)
+    memory_ids: dict[str, Memory | None] = field(default_factory=dict)
+    next_user: int = 0
+    next_item: int = 0
+    next_memory: int = 0
+
+    def __len__(self) -> int:
+        return len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
+
+    def update(self, other: _Layer) -> None:
+        for name in ("users", "items", "memories", "pointers", "ratings", "user_ids", "item_ids", "memory_ids"):
+            getattr(self, name).update(getattr(other, name))
+        self.next_user, self.next_item, self.next_memory = other.next_user, other.next_item, other.next_memory
+
+
+class Plan:
+    """Plans requests one after the other; each sees what those before it will have changed.
+
+    Nothing is written: `changes` is what a commit has to write and what the view then applies.
+    """
+
+    def __init__(self, view: GraphView, next_user: int, next_item: int, next_memory: int) -> None:
+        self._view = view
+        self._done = _Layer(next_user=next_user, next_item=next_item, next_memory=next_memory)
+        self._now = self._fresh()
+        self._version = view.version
+
+    @property
+    def next_rows(self) -> tuple[int, int, int]:
+        """First rows not given out: users, items, memories."""
+        return self._done.next_user, self._done.next_item, self._done.next_memory
+
+    def add(self, request: WriteRequest, version: int) -> int:
+        """Plan a request as `version`; returns how many rows it changes.
+
+        Raises InvalidInput or NotFound; the request then leaves no trace in the plan.
+        """
+        if len(request.operations) > MAX_ROWS_PER_WRITE:
+            raise InvalidInput(
+                f"{len(request.operations)} operations in one write; at most {MAX_ROWS_PER_WRITE} are allowed: "
+                "split it"
+            )
+        self._now = self._fresh()
+        self._version = version
+        for operation in request.operations:
+            self._plan(operation)
+        changed = len(self._now)
+        self._done.update(self._now)
+        return changed
+
+    def changes(self, to_version: int) -> ChangeSet:
+        """Final states of every row planned so far."""
+        done = self._done
+        ratings = np.zeros(len(done.ratings), RATING_DTYPE)
+        if done.ratings:
+            pairs = np.array(list(done.ratings), np.int64)
+            states = np.array(list(done.ratings.values()), np.float64)
+            ratings["user_row"], ratings["item_row"] = pairs[:, 0], pairs[:, 1]
+            ratings["deleted"] = np.isnan(states[:, 0])
+            ratings["value"] = np.nan_to_num(states[:, 0])
+            ratings["timestamp"], ratings["version"] = states[:, 1], states[:, 2]
+        return ChangeSet(
+            self._view.version,
+            to_version,
+            list(done.users.values()),
+            list(done.items.values()),
+            list(done.memories.values()),
+            list(done.pointers.values()),
+            ratings,
+        )
+
+    def _fresh(self) -> _Layer:
+        done = self._done
+        return _Layer(next_user=done.next_user, next_item=done.next_item, next_memory=done.next_memory)
+
+    # ------------------------------------------------------------------------------------------- look-up
+
+    def _user(self, user_id: str) -> User | None:
+        for layer in (self._now, self._done):
+            if user_id in layer.user_ids:
+                return layer.user_ids[user_id]
+        return self._view.find_user(user_id)
+
+    def _item(self, item_id: str) -> Item | None:
+        for layer in (self._now, self._done):
+            if item_id in layer.item_ids:
+                return layer.item_ids[item_id]
+        return self._view.find_item(item_id)
+
+    def _memory(self, memory_id: str) -> Memory | None:
+        for layer in (self._now, self._done):
+            if memory_id in layer.memory_ids:
+                return layer.memory_ids[memory_id]
+        return self._view.find_memory(memory_id)
+
+    def _rating(self, pair: tuple[int, int]) -> tuple[float, int]:
+        for layer in (self._now, self._done):
+            if pair in layer.ratings:
+                return layer.ratings[pair][:2]
+        user_row, item_row = pair
+        if user_row >= self._view.num_user_rows:
+            return _NO_RATING
+        return self._view.rating(user_row, item_row) or _NO_RATING
+
+    def _pairs(self, user_row: int | None = None, item_row: int | None = None) -> Iterator[tuple[int, int]]:
+        """Pairs of a user or of an item that are rated at this point of the plan."""
+        if user_row is not None and user_row < self._view.num_user_rows:
+            found = {(user_row, int(i)) for i in self._view.ratings_of(user_row).item_rows}
+        elif item_row is not None and item_row < self._view.num_item_rows:
+            found = {(int(u), item_row) for u in self._view.raters_of(item_row).user_rows}
+        else:
+            found = set()
+        for layer in (self._done, self._now):
+            found |= {p for p in layer.ratings if user_row in (None, p[0]) and item_row in (None, p[1])}
+        return (p for p in sorted(found) if not math.isnan(self._rating(p)[0]))
+
+    # ---------------------------------------------------------------------------------------- operations
+
+    def _plan(self, operation: Operation) -> None:
+        match operation:
+            case PutRating():
+                self._put_rating(operation)
+            case DeleteRating():
+                self._delete_rating(operation)
+            case PutItem():
+                self._put_item(operation)
+            case PutUser():
+                self._put_user(operation.user_id, _checked_attributes(operation.attributes))
+            case DeleteItem():
+                self._delete_item(operation.item_id)
+            case DeleteUser():
+                self._delete_user(operation.user_id)
+            case PutMemory():
+                self._put_memory(operation)
+            case DeleteMemory():
+                self._delete_memory(operation.memory_id)
+            case PutPointer():
+                pointer = Pointer(operation.scope, operation.name, dict(operation.value), self._version)
+                self._now.pointers[operation.scope, operation.name] = pointer
+
+    def _put_rating(self, operation: PutRating) -> None:
+        value, timestamp = operation.value, operation.timestamp
+        if not RATING_LOW <= value <= RATING_HIGH:  # NaN fails this too
+            raise InvalidInput(
+                f"rating {value!r} of item {operation.item_id!r}: a rating is a number from {RATING_LOW} to "
+                f"{RATING_HIGH}",
+                param="value",
+            )
+        if not 0 <= timestamp <= _MAX_TIMESTAMP:
+            raise InvalidInput(
+                f"timestamp {timestamp!r}: Unix seconds from 0 to {_MAX_TIMESTAMP}, 0 for unknown", param="timestamp"
+            )
+        item = self._item(operation.item_id)
+        if item is None:
+            raise UnknownItem(f"no item {operation.item_id!r}: create the item before rating it", param="item_id")
+        user = self._user(operation.user_id) or self._put_user(operation.user_id, {})
+        pair = (user.row, item.row)
+        old_value, old_timestamp = self._rating(pair)
+        value = float(np.float32(value))  # what the view and the store can hold
+        if value == old_value and timestamp in (0, old_timestamp):
+            return
+        self._now.ratings[pair] = (value, timestamp, self._version)
+
+    def _delete_rating(self, operation: DeleteRating) -> None:
+        user, item = self._user(operation.user_id), self._item(operation.item_id)
+        if user is None:
+            raise UnknownUser(f"no user {operation.user_id!r}", param="user_id")
+        if item is None:
+            raise UnknownItem(f"no item {operation.item_id!r}", param="item_id")
+        pair = (user.row, item.row)
+        if math.isnan(self._rating(pair)[0]):
+            raise UnknownRating(f"user {operation.user_id!r} has not rated item {operation.item_id!r}")
+        self._now.ratings[pair] = (math.nan, 0, self._version)
+
+    def _put_user(self, user_id: str, attributes: Attributes) -> User:
+        before = self._user(user_id)
+        if before is not None and before.attributes == attributes:
+            return before
+        if before is None:
+            row = self._now.next_user
+            self._now.next_user += 1
+        else:
+            row = before.row
+        user = User(row, _checked_id(user_id, "user_id"), attributes, self._version)
+        self._now.users[row] = self._now.user_ids[user_id] = user
+        return user
+
+    def _put_item(self, operation: PutItem) -> None:
+        _check_item(operation)
+        before = self._item(operation.item_id)
+        if before is None:
+            row = self._now.next_item
+            self._now.next_item += 1
+        else:
+            row = before.row
+        tags = tuple(dict.fromkeys(operation.tags))
+        item = Item(row, operation.item_id, operation.title, tags, operation.year, operation.text, self._version)
+        if before is not None and replace(item, version=before.version) == before:
+            return
+        self._now.items[row] = self._now.item_ids[operation.item_id] = item
+
+    def _delete_user(self, user_id: str) -> None:
+        user = self._user(user_id)
+        if user is None:
+            raise UnknownUser(f"no user {user_id!r}", param="user_id")
+        for pair in list(self._pairs(user_row=user.row)):
+            self._now.ratings[pair] = (math.nan, 0, self._version)
+        planned = {m.memory_id for layer in (self._done, self._now) for m in layer.memories.values()}
+        for memory_id in planned | {m.memory_id for m in self._view.memories_of(user.row)}:
+            memory = self._memory(memory_id)
+            if memory is not None and memory.user_row == user.row:
+                self._delete_memory(memory_id)
+        self._now.users[user.row] = replace(user, version=self._version, attributes={}, deleted=True)
+        self._now.user_ids[user_id] = None
+
+    def _delete_item(self, item_id: str) -> None:
+        item = self._item(item_id)
+        if item is None:
+            raise UnknownItem(f"no item {item_id!r}", param="item_id")
+        for pair in list(self._pairs(item_row=item.row)):
+            self._now.ratings[pair] = (math.nan, 0, self._version)
+        self._now.items[item.row] = replace(item, version=self._version, deleted=True)
+        self._now.item_ids[item_id] = None
+
+    def _put_memory(self, operation: PutMemory) -> None:
+        _checked_id(operation.memory_id, "memory_id")
+        if not 0 < len(operation.text) <= MAX_TEXT_CHARS:
+            raise InvalidInput(f"a memory has 1 to {MAX_TEXT_CHARS} characters, got {len(operation.text)}", param="text")
+        user = self._user(operation.user_id)
+        if user is None:
+            raise UnknownUser(f"no user {operation.user_id!r}: create it first", param="user_id")
+        before = self._memory(operation.memory_id)
+        if before is not None and before.user_row != user.row:
+            raise InvalidInput(f"memory {operation.memory_id!r} belongs to another user", param="memory_id")
+        if before is not None and before.text == operation.text:
+            return
+        if before is None:
+            row = self._now.next_memory
+            self._now.next_memory += 1
+        else:
+            row = before.row
+        memory = Memory(row, operation.memory_id, user.row, operation.text, self._version)
+        self._now.memories[row] = self._now.memory_ids[operation.memory_id] = memory
+
+    def _delete_memory(self, memory_id: str) -> None:
+        memory = self._memory(memory_id)
+        if memory is None:
+            raise NotFound(f"no memory {memory_id!r}", param="memory_id")
+        # A tombstone says that something was there, not what.
+        self._now.memories[memory.row] = replace(memory, text="", version=self._version, deleted=True)
+        self._now.memory_ids[memory_id] = None
+
+
+def _checked_id(value: str, param: str) -> str:
+    if not 1 <= len(value) <= MAX_ID_CHARS or value != value.strip() or "/" in value or not value.isprintable():
+        raise InvalidInput(
+            f"{param} {value[:MAX_ID_CHARS]!r}: 1 to {MAX_ID_CHARS} printable characters, no '/', no space at "
+            "either end",
+            param=param,
+        )
+    return value
+
+
+def _check_item(item: PutItem) -> None:
+    _checked_id(item.item_id, "item_id")
+    if len(item.title) > MAX_TITLE_CHARS:
+        raise InvalidInput(f"a title has at most {MAX_TITLE_CHARS} characters, got {len(item.title)}", param="title")
+    if len(item.text) > MAX_TEXT_CHARS:
+        raise InvalidInput(f"a text has at most {MAX_TEXT_CHARS} characters, got {len(item.text)}", param="text")
+    if len(item.tags) > MAX_TAGS or any(not 0 < len(tag) <= MAX_TAG_CHARS for tag in item.tags):
+        raise InvalidInput(f"at most {MAX_TAGS} tags of 1 to {MAX_TAG_CHARS} characters each", param="tags")
+    if item.year is not None and not -9999 <= item.year <= 9999:
+        raise InvalidInput(f"year {item.year}: a number from -9999 to 9999", param="year")
+
+
+def _checked_attributes(attributes: Attributes) -> Attributes:
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise InvalidInput(f"at most {MAX_ATTRIBUTES} attributes, got {len(attributes)}", param="attributes")
+    for name, value in attributes.items():
+        texts = [name, *(value if isinstance(value, list) else [value] if isinstance(value, str) else [])]
+        if any(not isinstance(t, str) or len(t) > MAX_TITLE_CHARS for t in texts) or len(texts) > MAX_TAGS + 1:
+            raise InvalidInput(
+                f"attribute {name[:64]!r}: names and texts have at most {MAX_TITLE_CHARS} characters, lists at most "
+                f"{MAX_TAGS} texts",
+                param="attributes",
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"attribute {name[:64]!r}: {value!r} is not a finite number", param="attributes")
+    return dict(attributes)

@@ -1,0 +1,159 @@
+"""Views on disk: versioned, checksummed, atomically renamed, memory-mappable.
+
+A snapshot is a folder `v<version>` with one `.npy` file per array, the node records as JSON lines, and
+`manifest.json` with the store id, version and SHA-256 of every file. It is written under a temporary name,
+synced, and renamed; a folder without that history is never taken for a snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from graph.errors import Corrupt
+from graph.schema import Item, Memory, Pointer, User
+from graph.view import GraphView, ViewContents
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+_RECORDS: dict[str, type[User] | type[Item] | type[Memory] | type[Pointer]] = {
+    "users": User,
+    "items": Item,
+    "memories": Memory,
+    "pointers": Pointer,
+}
+
+
+def write_snapshot(root: Path, contents: ViewContents) -> Path:
+    """Write `contents` under `root` and make it durable; returns its folder.
+
+    `GraphView.contents()` gives the contents: copies, so that the view may go on meanwhile.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / f"v{contents.version:020d}"
+    if target.exists():
+        return target
+    scratch = root / f".writing-{os.getpid()}-{contents.version}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    for side, (indptr, keys, columns) in (("by_user", contents.by_user), ("by_item", contents.by_item)):
+        for name, array in (("indptr", indptr), ("keys", keys), *columns.items()):
+            np.save(scratch / f"{side}.{name}.npy", array, allow_pickle=False)
+    for name, records in (
+        ("users", contents.users),
+        ("items", contents.items),
+        ("memories", contents.memories),
+        ("pointers", contents.pointers),
+    ):
+        _write_records(scratch / f"{name}.jsonl", records)
+    manifest = {
+        "format": FORMAT,
+        "store_id": contents.store_id,
+        "version": contents.version,
+        "user_rows": contents.user_rows,
+        "item_rows": contents.item_rows,
+        "sha256": {p.name: _digest(p) for p in sorted(scratch.iterdir())},
+    }
+    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+    for path in scratch.iterdir():
+        _sync(path)
+    _sync(scratch)
+    scratch.rename(target)
+    _sync(root)
+    return target
+
+
+def read_snapshot(path: Path) -> GraphView:
+    """The view of one snapshot folder; its rating arrays are mapped copy-on-write. Raises Corrupt."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise Corrupt(f"snapshot {path} has format {manifest['format']}, this version reads {FORMAT}")
+        for name, digest in manifest["sha256"].items():
+            if _digest(path / name) != digest:
+                raise Corrupt(f"snapshot {path}: {name} does not match its checksum")
+        records = {name: list(_read_records(path / f"{name}.jsonl", kind)) for name, kind in _RECORDS.items()}
+        contents = ViewContents(
+            store_id=manifest["store_id"],
+            version=manifest["version"],
+            user_rows=manifest["user_rows"],
+            item_rows=manifest["item_rows"],
+            by_user=_read_side(path, "by_user", ("value", "timestamp")),
+            by_item=_read_side(path, "by_item", ("value",)),
+            **records,
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Corrupt(f"snapshot {path} cannot be read: {error}") from error
+    return GraphView.from_contents(contents)
+
+
+def newest_snapshot(root: Path, store_id: str) -> GraphView | None:
+    """The newest readable snapshot of that store under `root`; damaged ones are skipped with a warning."""
+    for path in sorted(root.glob("v*"), reverse=True):
+        try:
+            view = read_snapshot(path)
+        except Corrupt as error:
+            log.warning("%s; it is ignored", error.message)
+            continue
+        if view.store_id == store_id:
+            return view
+        log.warning("snapshot %s belongs to store %s, not %s; it is ignored", path, view.store_id, store_id)
+    return None
+
+
+def remove_snapshots_before(root: Path, version: int) -> None:
+    """Drop snapshots older than `version`, and what an interrupted write left behind."""
+    for path in root.iterdir():
+        older = path.name.startswith("v") and path.name < f"v{version:020d}"
+        if older or path.name.startswith(".writing-"):
+            shutil.rmtree(path)
+
+
+def _write_records(path: Path, records: Iterable[User | Item | Memory | Pointer]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+
+
+def _read_records(path: Path, kind: type[Any]) -> Iterator[Any]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            fields = json.loads(line)
+            if kind is Item:
+                fields["tags"] = tuple(fields["tags"])
+            yield kind(**fields)
+
+
+def _read_side(
+    path: Path, side: str, columns: tuple[str, ...]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], dict[str, npt.NDArray[np.generic]]]:
+    def mapped(name: str) -> Any:
+        return np.load(path / f"{side}.{name}.npy", mmap_mode="c", allow_pickle=False)
+
+    return np.array(mapped("indptr")), mapped("keys"), {name: mapped(name) for name in columns}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+

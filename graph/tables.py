@@ -1,0 +1,122 @@
+"""The store's tables. Queryable as they stand: one row per thing, latest state, `version` that wrote it."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+SCHEMA_VERSION = 1
+
+metadata = MetaData()
+
+meta = Table(
+    "meta",
+    metadata,
+    Column("id", Integer, primary_key=True),  # always 1
+    Column("store_id", String(32), nullable=False),
+    Column("schema_version", Integer, nullable=False),
+    Column("epoch", BigInteger, nullable=False),  # the writer in power; see GraphStore.take_over
+    Column("head", BigInteger, nullable=False),  # newest committed version
+    Column("horizon", BigInteger, nullable=False),  # tombstones up to here are gone
+    # Kept here rather than derived: after a purge the largest row in a table says nothing about rows given out.
+    Column("next_user_row", BigInteger, nullable=False),
+    Column("next_item_row", BigInteger, nullable=False),
+    Column("next_memory_row", BigInteger, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("user_id", Text, nullable=False),
+    Column("attributes", JSON, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("users_by_version", "version"),
+    Index("users_by_id", "user_id"),
+)
+
+items = Table(
+    "items",
+    metadata,
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("item_id", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("year", Integer),
+    Column("text", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("items_by_version", "version"),
+    Index("items_by_id", "item_id"),
+)
+
+ratings = Table(
+    "ratings",
+    metadata,
+    Column("user_row", BigInteger, primary_key=True, autoincrement=False),
+    Column("item_row", BigInteger, primary_key=True, autoincrement=False),
+    Column("value", Float, nullable=False),
+    Column("timestamp", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("ratings_by_version", "version"),
+    sqlite_with_rowid=False,  # the primary key is the table: one b-tree instead of two
+)
+
+memories = Table(
+    "memories",
+    metadata,
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("memory_id", Text, nullable=False),
+    Column("user_row", BigInteger, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("memories_by_version", "version"),
+    Index("memories_by_user", "user_row"),
+)
+
+pointers = Table(
+    "pointers",
+    metadata,
+    Column("scope", String(256), primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("pointers_by_version", "version"),
+)
+
+pointer_history = Table(
+    "pointer_history",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("scope", String(256), primary_key=True),
+    Column("name", String(256), primary_key=True),
+    Column("value", JSON, nullable=False),
+    Column("written_at", Float, nullable=False),  # Unix seconds
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("scope", String(256), primary_key=True),
+    Column("key", String(256), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("changed", Integer, nullable=False),
+    Column("expires_at", Float, nullable=False),  # Unix seconds
+    Index("idempotency_by_expiry", "expires_at"),
+)
