@@ -34,6 +34,40 @@ class RecommendQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class UserQuery:
+    """Asks the graph encoder for the vector of a user or of an anonymous session (exactly one is given)."""
+
+    user_id: str | None
+    session: tuple[tuple[str, float], ...] = ()
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UserVector:
+    """A user's own side of a recommendation, all of one version. Seen items are oldest first."""
+
+    vector: Float32 | None  # [D]; None when nothing the user liked is known
+    seen_rows: Int64  # [s]
+    seen_weights: Float32  # [s] a(value), 0 = seen but not liked
+    seen_values: Float32  # [s]
+    version: int
+    encoder: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ItemVectors:
+    """Item side of one encoder generation for some rows, as of `version`; `more` rows follow the last one."""
+
+    rows: Int64  # [m] ascending
+    source: Float32  # [m, D]
+    target: Float32  # [m, D]
+    bias: Float32  # [m]
+    degree: Float32  # [m]
+    version: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Reason:
     """A rated item that contributed to a recommendation, and how much of the score it added."""
 

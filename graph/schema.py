@@ -159,6 +159,19 @@ class ChangeSet:
             self.ratings if "rating" in kinds else no_ratings(),
         )
 
+    @classmethod
+    def concatenate(cls, pages: Sequence[ChangeSet]) -> ChangeSet:
+        """Pages of one scan, which share no row, as one change set."""
+        return cls(
+            pages[0].from_version,
+            pages[-1].to_version,
+            [u for p in pages for u in p.users],
+            [i for p in pages for i in p.items],
+            [m for p in pages for m in p.memories],
+            [q for p in pages for q in p.pointers],
+            np.concatenate([p.ratings for p in pages]),
+        )
+
     def __len__(self) -> int:
         return (
             len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)

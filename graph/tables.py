@@ -112,7 +112,7 @@ pointer_history = Table(
 idempotency = Table(
     "idempotency",
     metadata,
-    Column("scope", String(256), primary_key=True),
+    Column("scope", String(512), primary_key=True),
     Column("key", String(256), primary_key=True),
     Column("digest", String(64), nullable=False),
     Column("version", BigInteger, nullable=False),

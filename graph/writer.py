@@ -46,9 +46,7 @@ class GraphWriter:
         if view is None or not self._head.horizon <= view.version <= self._head.version:
             # Older than the feed reaches back, or from a future that a restored backup does not have.
             view = GraphView(store.store_id)
-        for page in list(store.changes_since(view.version)):
-            view.apply(replace(page, from_version=view.version, to_version=view.version))
-        view.version = self._head.version
+        view.apply(ChangeSet.concatenate(list(store.changes_since(view.version))))
         self.view = view
 
     @property

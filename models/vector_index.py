@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from models.read_write_lock import ReadWriteLock
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -40,48 +40,6 @@ class VectorSearch(Protocol):
         exclude: Sequence[Int64] | None = None,
         allowed: Int64 | None = None,
     ) -> tuple[Int64, Float32]: ...
-
-
-class ReadWriteLock:
-    """Any number of readers or one writer; a waiting writer goes before new readers, so it cannot starve.
-
-    Not reentrant: a reader that reads again while a writer waits would wait for itself.
-    """
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition(threading.Lock())
-        self._readers = 0
-        self._writing = False
-        self._writers_waiting = 0
-
-    @contextmanager
-    def read(self) -> Iterator[None]:
-        with self._condition:
-            while self._writing or self._writers_waiting:
-                self._condition.wait()
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._readers -= 1
-                if self._readers == 0:
-                    self._condition.notify_all()
-
-    @contextmanager
-    def write(self) -> Iterator[None]:
-        with self._condition:
-            self._writers_waiting += 1
-            while self._writing or self._readers:
-                self._condition.wait()
-            self._writers_waiting -= 1
-            self._writing = True
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._writing = False
-                self._condition.notify_all()
 
 
 class VectorIndex:
@@ -256,7 +214,7 @@ class VectorIndex:
         slots: Int64,
         scores: Float32,
     ) -> None:
-        """A selector holds for a whole call and rules out BLAS: fetch as many more as are banned, then drop."""
+        """Over-fetch and drop the banned: a selector would hold for all queries and rule out BLAS."""
         light = np.arange(len(queries))
         if banned is not None:
             sizes = np.array([len(ban) for ban in banned])

@@ -21,11 +21,11 @@ from graph.errors import WeftError
 logger = logging.getLogger("weft.ingress")
 
 RETRY_AFTER_S = 1
-"""What 429 and 503 suggest. Replicas are milliseconds behind, and a restarted writer is back within seconds."""
+"""What 429 and 503 suggest: replicas are milliseconds behind, a restarted writer is back within seconds."""
 
 _HIDDEN = {
     "not_yet": "the view has not reached `min_version` in time; repeat the request",
-    "snapshot_required": "the change feed no longer reaches back that far; the replica reloads, repeat the request",
+    "snapshot_required": "a replica is behind the change feed and reloads; repeat the request",
     "not_ready": "the service is still starting; repeat the request",
 }
 _UNAVAILABLE = "a part of the service does not answer right now; repeat the request"

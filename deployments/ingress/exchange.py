@@ -63,7 +63,8 @@ class Exchange:
         version = 0
         header = self.headers.get(b"x-weft-min-version")
         if header is not None or token is not None:
-            version = required_version(store_id, header and header.decode("latin-1"), token)
+            sent = None if header is None else header.decode("latin-1")
+            version = required_version(store_id, sent, token)
         if user_id is not None:
             version = max(version, self.service.users.version_of(store_id, user_id))
         if item_id is not None:
@@ -107,7 +108,8 @@ class Exchange:
         key = header.decode("latin-1")
         if not key.isascii() or not key.isprintable() or not 1 <= len(key) <= MAX_KEY_CHARS:
             raise InvalidInput(
-                f"Idempotency-Key has 1 to {MAX_KEY_CHARS} printable ASCII characters", param="Idempotency-Key"
+                f"Idempotency-Key has 1 to {MAX_KEY_CHARS} printable ASCII characters",
+                param="Idempotency-Key",
             )
         # The scope holds the path, ids included: the digest covers the body alone, and one key used for two
         # users must not let the second write pass for a repetition of the first.

@@ -12,7 +12,7 @@ from graph.schema import MAX_ID_CHARS
 
 # An id is one segment of a path: no slash, no control characters, nothing that trimming would change, none of
 # the dot segments that clients and proxies resolve, and no lone surrogates, which have no UTF-8 form.
-_ID = re.compile(r"(?!\.{1,2}\Z)(?=\S)[^\x00-\x1f\x7f-\x9f/\ud800-\udfff]{1,%d}(?<=\S)" % MAX_ID_CHARS)
+_ID = re.compile(rf"(?!\.{{1,2}}\Z)(?=\S)[^\x00-\x1f\x7f-\x9f/\ud800-\udfff]{{1,{MAX_ID_CHARS}}}(?<=\S)")
 _RULE = (
     f"an id has 1 to {MAX_ID_CHARS} characters, no '/', no control characters and no whitespace at either end"
 )

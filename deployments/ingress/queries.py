@@ -1,8 +1,8 @@
 """Query strings: declared once per route, parsed by hand, documented from the same declaration.
 
-Parsing is strict: an unknown parameter, a value out of bounds and a scalar given twice are InvalidInput naming
-the parameter. It is also the hot path's: a plain query string is split without urllib, and the parsed form is
-remembered, because clients repeat `n=10` for every user.
+Parsing is strict: an unknown parameter, a value out of bounds and a scalar given twice are InvalidInput
+naming the parameter. It is also the hot path's: a plain query string is split without urllib, and the parsed
+form is remembered, because clients repeat `n=10` for every user.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class QuerySpec:
         lists: dict[str, list[Any]] = {}
         token: str | None = None
         seen: set[str] = set()
-        for part in query_string.decode("latin-1").split("&"):
+        for part in query_string.decode("utf-8", "replace").split("&"):
             if not part:
                 continue
             name, _, text = part.partition("=")
@@ -111,7 +111,7 @@ class QuerySpec:
                 given.extend(parameter.read(value, name) for value in text.split(",") if value)
                 if len(given) > parameter.limit:
                     raise InvalidInput(
-                        f"{name} has more than {parameter.limit:,} values; send a POST with fewer per request",
+                        f"{name} has more than {parameter.limit:,} values; send fewer per request",
                         param=name,
                     )
                 continue
@@ -128,10 +128,24 @@ class QuerySpec:
         return Query(values, token)
 
 
+IDEMPOTENT: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "idempotency-key",
+            "in": "header",
+            "required": False,
+            "description": "Within 24 hours, the same key and body are written once; another body is a 409.",
+            "schema": {"type": "string", "maxLength": 200},
+        }
+    ]
+}
+"""The OpenAPI parameters of a write."""
+
+
 def refuse_query(query_string: bytes) -> None:
     """For routes that take no parameters at all."""
     if query_string:
-        name = _decoded(query_string.decode("latin-1").partition("=")[0])[:80]
+        name = _decoded(query_string.decode("utf-8", "replace").partition("=")[0])[:80]
         raise InvalidInput(f"unknown query parameter {name!r}; this route takes none", param=name)
 
 

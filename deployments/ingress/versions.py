@@ -1,8 +1,8 @@
 """Version tokens at the edge, and what this replica has acknowledged.
 
 A read waits for the highest of three versions: the header `x-weft-min-version`, the query parameter
-`min_version`, and what this replica acknowledged for the user or item in question. The last covers clients that
-keep no token; with several ingress replicas the header is the guarantee.
+`min_version`, and what this replica acknowledged for the user or item in question. The last covers clients
+that keep no token; with several ingress replicas the header is the guarantee.
 """
 
 from __future__ import annotations

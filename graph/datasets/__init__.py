@@ -1,20 +1,22 @@
 """Where ratings come from: MovieLens folders, tables of one's own, and the generated demo catalogue.
 
-Every source is a `Dataset`: `load` parses and checks it wholly, bad rows go to `Rejects`, and what is left comes
+Every source is a `Dataset`: `load` parses and checks it wholly, bad rows go to `Rejects`, and the rest comes
 out of `Records.batches()` as write operations in dependency order. `run_import` puts the two together.
 """
 
-from graph.datasets.demo import DemoDataset
+from graph.datasets.demo import PERSONA, DemoDataset
 from graph.datasets.movielens import MovieLensDataset
-from graph.datasets.records import Dataset, ImportSummary, RatingColumns, Records, run_import
+from graph.datasets.records import Dataset, ImportSummary, Progress, RatingColumns, Records, run_import
 from graph.datasets.rejects import Reject, Rejects
 from graph.datasets.table import TableDataset, TableOptions
 
 __all__ = [
+    "PERSONA",
     "Dataset",
     "DemoDataset",
     "ImportSummary",
     "MovieLensDataset",
+    "Progress",
     "RatingColumns",
     "Records",
     "Reject",

@@ -128,8 +128,8 @@ def run_import(
 ) -> ImportSummary:
     """Load `dataset` and write it, one request for every MAX_ROWS_PER_WRITE operations.
 
-    The source is checked to its end before the first write, so `strict` refuses all or nothing. An import that
-    breaks off later can be run again: what is there already does not change.
+    The source is checked to its end before the first write, so `strict` refuses all or nothing. An import
+    that breaks off later can be run again: what is there already does not change.
 
     Raises InvalidInput for a source that cannot be read and, when `strict`, for any rejected row.
     """

@@ -92,7 +92,9 @@ def _refuse_foreign(path: Path) -> None:
         with path.open("rb") as file:
             first = file.readline(200).strip()
     except OSError as error:
-        raise InvalidInput(f"cannot write the rejects file {path}: {error.strerror}", param="rejects") from error
+        raise InvalidInput(
+            f"cannot write the rejects file {path}: {error.strerror}", param="rejects"
+        ) from error
     if first and first != ",".join(HEADER).encode():
         raise InvalidInput(
             f"{path} exists and is not a rejects file: name another with --rejects", param="rejects"

@@ -7,6 +7,7 @@ import re
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TextIO, TypeAlias
@@ -102,12 +103,24 @@ class RowFile:
                 fields = text.split(delimiter)
             # isascii() reads a flag, so the search is paid by the few lines that need it.
             if (not text.isascii() or "\0" in text) and _UNDECODABLE.search(text):
-                self.reject(line, f"undecodable bytes: not {self._form.encoding.removesuffix('-sig')} text", text)
+                self.reject(
+                    line, f"undecodable bytes: not {self._form.encoding.removesuffix('-sig')} text", text
+                )
             elif len(fields) != columns:
                 self.reject(line, f"wrong number of columns: {len(fields)} instead of {columns}", text)
             else:
                 yield line, text, fields
         self._progress(stage, self._size, self._size)
+
+    def texts(self, lines: set[int]) -> dict[int, str]:
+        """The text of some lines, read again: what was wrong with them showed only at the end."""
+        self._file.seek(0)
+        last = max(lines, default=0)
+        return {
+            line: text.rstrip("\n")
+            for line, text in enumerate(islice(self._file, last), start=1)
+            if line in lines
+        }
 
     def reject(self, line: int, reason: str, raw: str) -> None:
         self._rejects.add(self.name, line, reason, raw)

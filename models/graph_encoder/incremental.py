@@ -1,9 +1,9 @@
 """Exact incremental inference of the `linear` encoder over a live graph.
 
 `LinearState` keeps, per item row, what the equations of `parameters.py` give for the graph as it is. Users
-hold nothing that items depend on, so a rating (u, i) touches the rows of N(u) and i alone (push), and a user's
-vector is gathered from N(u) when asked for (pull): O(d_u * D), whatever the degree of the item. Nothing is
-ever recomputed in full.
+hold nothing that items depend on, so a rating (u, i) touches the rows of N(u) and i alone (push), and a
+user's vector is gathered from N(u) when asked for (pull): O(d_u * D), whatever the degree of the item.
+Nothing is ever recomputed in full.
 
 A message of user u to its items is m_u = d_u^-(2-p) * sum_j a_uj q_j, and S_j = sum_u a_uj m_u.
 """
@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from graph.schema import Item
 from graph.view import Delta, GraphView, RatingDeltas
 from models.graph_encoder.features import FeatureExtractor
+from models.graph_encoder.item_tables import item_tables
 from models.graph_encoder.parameters import LinearParameters
 
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -119,9 +120,8 @@ class LinearState:
         weights = self._weigh(values)
         matrix = sp.csr_matrix((weights, items, indptr), shape=(len(user_rows), len(self._source)))
         totals = _segment_sums(weights, indptr)
-        vectors: Float32 = (matrix @ self._source) / np.where(totals > 0, totals, 1)[:, None].astype(
-            np.float32
-        )
+        vectors = np.asarray(matrix @ self._source, np.float32)
+        vectors /= np.where(totals > 0, totals, np.float32(1))[:, None]
         for n, row in enumerate(user_rows.tolist()):
             own = self._attribute_vector(row)
             if own is not None:
@@ -181,10 +181,8 @@ class LinearState:
             raise ValueError(f"delta starts at version {delta.from_version}, the state is at {self.version}")
         self._view, self.version = view, view.version
         self._ensure_rows(len(view.item_degrees))
-        for before, after in delta.users:
-            self._attributes.pop(after.row, None)
-            if before is not None:
-                self._attributes.pop(before.row, None)
+        for _, user in delta.users:
+            self._attributes.pop(user.row, None)
         # Features of items that no sum contains can change at once, and ratings of the same delta need them.
         items = [after for _, after in delta.items]
         liked = [item for item in items if self._liked[item.row]]
@@ -217,16 +215,16 @@ class LinearState:
             rows, now = rows[liked], now[liked]
         if new == 0:
             rows = np.append(rows, np.int32(item_row))
-        rows = rows.astype(np.int64)
-        weights = np.zeros((2, len(rows)))  # before, after
+        touched = rows.astype(np.int64)
+        weights = np.zeros((2, len(touched)))  # before, after
         weights[:, : len(now)] = now
-        place = int((rows == item_row).argmax())
+        place = int((touched == item_row).argmax())
         weights[0, place] = old
-        messages = weights @ self._q.take(rows, axis=0).astype(np.float64)  # [2, D]
+        messages = weights @ self._q.take(touched, axis=0).astype(np.float64)  # [2, D]
         before, after = weights.sum(axis=1).tolist()
         messages[0] *= -(before**self._message_exponent) if before else 0.0
         messages[1] *= after**self._message_exponent if after else 0.0
-        sums = self._sums.take(rows, axis=0)
+        sums = self._sums.take(touched, axis=0)
         sums += weights.T @ messages
         self._liked[item_row] += int(new > 0) - int(old > 0)
         if self._liked[item_row]:
@@ -235,8 +233,8 @@ class LinearState:
         else:
             # What rounding left of a sum without addends would be blown up by the next d^-p.
             sums[place] = self._degree[item_row] = self._scale[item_row] = 0.0
-        self._sums[rows] = sums
-        self._refresh(rows, sums)
+        self._sums[touched] = sums
+        self._refresh(touched, sums)
 
     def _apply_many(self, user_rows: Int64, item_rows: Int64, old: Float64, new: Float64) -> None:
         """Several weights change, each pair once; a user's changes are taken together.
@@ -302,26 +300,21 @@ class LinearState:
 
     def _refresh(self, rows: Int64, sums: Float64) -> None:
         """Derive source and target of `rows` from their sums [len(rows), D]."""
-        i1 = sums * self._scale[rows][:, None]
-        self._source[rows] = self._source_base.take(rows, axis=0) + (i1 * self._w1).astype(np.float32)
-        self._target[rows] = self._target_base.take(rows, axis=0) + (i1 * self._w4).astype(np.float32)
+        i1 = sums.astype(np.float32)
+        i1 *= self._scale[rows].astype(np.float32)[:, None]
+        source, target = self._source_base.take(rows, axis=0), self._target_base.take(rows, axis=0)
+        source += i1 * self._w1
+        i1 *= self._w4
+        target += i1
+        self._source[rows], self._target[rows] = source, target
         self._changed[rows] = self.version
 
     def _write_features(self, items: Sequence[Item]) -> None:
         """Fill q, the constant parts of source and target, and the bias of live items."""
-        parameters = self.parameters
         for first in range(0, len(items), _FEATURE_CHUNK):
             chunk = items[first : first + _FEATURE_CHUNK]
             rows = np.array([item.row for item in chunk], np.int64)
-            features = self.extractor.item_features(chunk)
-            q = np.asarray(features @ parameters.feature_source, np.float32)
-            y = np.asarray(features @ parameters.feature_target, np.float32)
-            bias = np.asarray(features @ parameters.feature_bias, np.float32)
-            known = np.array([self._id_rows.get(item.item_id, -1) for item in chunk], np.int64)
-            here, there = np.flatnonzero(known >= 0), known[known >= 0]
-            q[here] += parameters.id_source[there]
-            y[here] += parameters.id_target[there]
-            bias[here] += parameters.id_bias[there]
+            q, y, bias = item_tables(self.parameters, self.extractor, chunk, self._id_rows)
             self._q[rows], self._bias[rows] = q, bias
             self._source_base[rows] = self._mix[0] * q + self._mix[2] * y
             self._target_base[rows] = self._mix[3] * y
@@ -364,7 +357,7 @@ class LinearState:
         found = self._attributes.get(user_row)
         if found is None:
             user = self._view.user_at(user_row)
-            if user is None or not user.attributes:
+            if user is None or not user.attributes or not len(self.parameters.user_attributes):
                 return None
             found = np.asarray(self.extractor.user_features([user]) @ self.parameters.user_attributes)[0]
             self._attributes[user_row] = found

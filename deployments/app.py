@@ -1,0 +1,112 @@
+"""`build(settings)`: the only place that wires deployments together.
+
+    HTTP -> Ingress -> Retriever -> GraphEncoder          reads
+                    -> GraphState (actor)                 writes
+    GraphState -> change feed -> GraphEncoder, Retriever
+    GraphKeeper: starts and watches the GraphState, changes encoder generations
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+from ray.serve.handle import DeploymentHandle
+
+from deployments.graph_client import RemoteGraphState
+from deployments.graph_encoder import GraphEncoder
+from deployments.graph_keeper import GraphKeeper
+from deployments.handles import EncoderHandle
+from deployments.ingress.application import create_app
+from deployments.ingress.handle_backend import HandleBackend
+from deployments.replica_logging import configure_logging
+from deployments.retriever import Retriever
+from deployments.settings import Settings
+
+_HEALTH: dict[str, Any] = {"health_check_period_s": 5, "health_check_timeout_s": 15}
+
+
+@serve.deployment(name="GraphKeeper", num_replicas=1, **_HEALTH)
+class GraphKeeperDeployment(GraphKeeper):
+    """Starts before all others: Serve constructs it and the rest wait for the actor it makes."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+        configure_logging()
+        await asyncio.to_thread(super().__init__, settings)
+        await self.start()
+
+
+@serve.deployment(name="GraphEncoder", **_HEALTH)
+class GraphEncoderDeployment(GraphEncoder):
+    """Every replica holds the whole graph."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+        configure_logging()
+        super().__init__(settings, RemoteGraphState())
+        await self.start()
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
+@serve.deployment(name="Retriever", **_HEALTH)
+class RetrieverDeployment(Retriever):
+    """Every replica holds all item vectors."""
+
+    async def __init__(self, settings: Settings, encoder: DeploymentHandle) -> None:  # type: ignore[misc]
+        configure_logging()
+        super().__init__(settings, RemoteGraphState(), EncoderHandle(encoder))
+        await self.start()
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
+@serve.deployment(name="Ingress", **_HEALTH)
+@serve.ingress()
+class IngressDeployment:
+    """HTTP."""
+
+    async def __init__(  # type: ignore[misc]
+        self,
+        settings: Settings,
+        encoder: DeploymentHandle,
+        retriever: DeploymentHandle,
+        keeper: DeploymentHandle,
+    ) -> None:
+        configure_logging()
+        self._settings = settings
+        state = RemoteGraphState()
+        # The keeper answers once the graph state has recovered.
+        await keeper.status.remote()
+        store_id = str((await state.status())["store_id"])
+        self._backend = HandleBackend(settings, encoder, retriever, keeper, state, store_id)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return create_app(lambda: self._backend, max_body_bytes=self._settings.http.max_body_bytes)
+
+
+def build(settings: Settings) -> Application:
+    """The application, from settings that Serve validates out of `args:` in the configuration file."""
+    keeper = GraphKeeperDeployment.options(  # type: ignore[attr-defined]
+        ray_actor_options={"num_cpus": 0.1}, max_ongoing_requests=100
+    ).bind(settings)
+    limits = settings.graph_encoder
+    encoder = GraphEncoderDeployment.options(  # type: ignore[attr-defined]
+        num_replicas=limits.num_replicas,
+        ray_actor_options={"num_cpus": limits.num_cpus},
+        max_ongoing_requests=limits.max_ongoing_requests,
+    ).bind(settings)
+    retriever = RetrieverDeployment.options(  # type: ignore[attr-defined]
+        num_replicas=settings.retriever.num_replicas,
+        ray_actor_options={"num_cpus": settings.retriever.num_cpus},
+        max_ongoing_requests=settings.retriever.max_ongoing_requests,
+    ).bind(settings, encoder)
+    application: Application = IngressDeployment.options(  # type: ignore[attr-defined]
+        num_replicas=settings.ingress.num_replicas,
+        ray_actor_options={"num_cpus": settings.ingress.num_cpus},
+        max_ongoing_requests=settings.ingress.max_ongoing_requests,
+    ).bind(settings, encoder, retriever, keeper)
+    return application

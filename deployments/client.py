@@ -1,0 +1,382 @@
+"""WeftClient and AsyncWeftClient: the HTTP API with typed results, version memory and retries.
+
+    with WeftClient("http://127.0.0.1:8000") as weft:
+        weft.rate("ada", "stalker-1979", 5.0)
+        for entry in weft.recommend("ada").recommendations: ...
+
+Versions. A client remembers the highest version it has seen and sends it with every read, so it reads its
+own writes from any replica. If the service turns out to hold another store, the memory is dropped and
+ForeignTokenError raised, once: what the caller derived from the other store may be void, so nothing is
+retried silently; the next call starts afresh.
+
+Retries, within `deadline_s`: refused connections; errors the service marks retryable, after its Retry-After;
+broken connections, read timeouts and 5xx answers without the error shape (made by a proxy) only for calls
+that may be repeated. Writes carry an Idempotency-Key and so may be.
+
+    WeftAPIError
+    |- InvalidRequestError      400, 405, 413, 415, 422
+    |- NotFoundError            404
+    |- ConflictError            409
+    |  |- ForeignTokenError
+    |- RateLimitError           429
+    |- UnavailableError         503
+    |- InternalServerError      other 5xx, and answers that are none of the API's
+    |- ConnectionFailed         no answer at all; status is 0
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+import orjson
+
+from deployments import client_calls as calls
+from deployments.client_calls import Call
+
+__all__ = [
+    "AsyncWeftClient",
+    "ConflictError",
+    "ConnectionFailed",
+    "ForeignTokenError",
+    "InternalServerError",
+    "InvalidRequestError",
+    "NotFoundError",
+    "RateLimitError",
+    "UnavailableError",
+    "WeftAPIError",
+    "WeftClient",
+]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 5.0
+
+
+class WeftAPIError(Exception):
+    """A request that failed. `code` is stable; `request_id` finds the request in the service's log."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        status: int,
+        retryable: bool = False,
+        request_id: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(f"{message} [{status} {code}]" if status else f"{message} [{code}]")
+        self.message = message
+        self.code = code
+        self.status = status
+        self.retryable = retryable
+        self.request_id = request_id
+        self.param = param
+        self.retry_after_s: float | None = None
+        self.shapeless = False  # a 5xx that some proxy made, so nothing is known about the request
+
+
+class InvalidRequestError(WeftAPIError): ...
+
+
+class NotFoundError(WeftAPIError): ...
+
+
+class ConflictError(WeftAPIError): ...
+
+
+class ForeignTokenError(ConflictError): ...
+
+
+class RateLimitError(WeftAPIError): ...
+
+
+class UnavailableError(WeftAPIError): ...
+
+
+class InternalServerError(WeftAPIError): ...
+
+
+class ConnectionFailed(WeftAPIError): ...
+
+
+class _Session:
+    """What both clients share: the version memory, the building of requests, the judging of outcomes."""
+
+    def __init__(self, deadline_s: float, timeout_s: float, max_attempts: int) -> None:
+        self._deadline_s = deadline_s
+        self._timeout_s = timeout_s
+        self._max_attempts = max_attempts
+        self._lock = threading.Lock()
+        self._token: tuple[str, int] | None = None
+
+    @property
+    def version(self) -> str | None:
+        """The highest version seen, as a token."""
+        token = self._token
+        return None if token is None else f"{token[0]}.{token[1]}"
+
+    def observe(self, version: object) -> None:
+        """Remember a token from elsewhere, for example one that another process handed over."""
+        if not isinstance(version, str):
+            return
+        store_id, dot, number = version.rpartition(".")
+        if not dot or not number.isdigit():
+            return
+        with self._lock:
+            known = self._token
+            if known is None or known[0] != store_id or known[1] < int(number):
+                self._token = (store_id, int(number))
+
+    def _request(
+        self, http: httpx.Client | httpx.AsyncClient, call: Call[Any], left_s: float
+    ) -> httpx.Request:
+        headers = dict(call.headers)
+        if call.reads and (token := self.version) is not None:
+            headers["x-weft-min-version"] = token
+        content = None
+        if call.body is not None:
+            content = orjson.dumps(call.body)
+            headers["content-type"] = "application/json"
+        return http.build_request(
+            call.method,
+            call.path,
+            params=dict(call.params) or None,
+            content=content,
+            headers=headers,
+            timeout=min(self._timeout_s, max(left_s, 0.001)),
+        )
+
+    def _accept(self, call: Call[T], response: httpx.Response) -> T:
+        """The parsed answer; raises WeftAPIError."""
+        if response.status_code not in call.accepted:
+            error = _error_of(response)
+            if isinstance(error, ForeignTokenError):
+                with self._lock:
+                    self._token = None
+            raise error
+        try:
+            data = orjson.loads(response.content)
+            result = call.parse(data)
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as exception:
+            raise _shapeless(response, "the answer is not one of this API") from exception
+        if isinstance(data, dict):
+            self.observe(data.get("version"))
+        return result
+
+    def _delay(self, call: Call[Any], error: Exception, attempt: int, left_s: float) -> float:
+        """Seconds until the next attempt; raises when there is to be none."""
+        retry_after = None
+        if isinstance(error, WeftAPIError):
+            retry_after = error.retry_after_s
+            again = error.retryable or (call.idempotent and error.shapeless)
+        else:
+            # Nothing was sent when the connection could not be made; anything later may have been executed.
+            again = call.idempotent or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        # Jitter, so that clients that failed together do not return together.
+        delay: float = min(_FIRST_DELAY_S * 2 ** (attempt - 1), _LONGEST_DELAY_S) * random.uniform(0.5, 1.0)  # noqa: S311
+        if retry_after is not None:
+            delay += retry_after
+        if not again or attempt >= self._max_attempts or delay >= left_s:
+            if isinstance(error, WeftAPIError):
+                raise error
+            raise _no_answer(error) from error
+        return delay
+
+
+def _sync(build: Callable[P, Call[T]]) -> Callable[Concatenate[WeftClient, P], T]:
+    @wraps(build)
+    def method(self: WeftClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.send(build(*args, **kwargs))
+
+    return method
+
+
+def _async(build: Callable[P, Call[T]]) -> Callable[Concatenate[AsyncWeftClient, P], Awaitable[T]]:
+    @wraps(build)
+    async def method(self: AsyncWeftClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.send(build(*args, **kwargs))
+
+    return method
+
+
+class WeftClient(_Session):
+    """The synchronous client; may be shared by threads. `transport` replaces the network in tests."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        deadline_s: float = 30.0,
+        timeout_s: float = 10.0,
+        max_attempts: int = 6,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        super().__init__(deadline_s, timeout_s, max_attempts)
+        self._http = httpx.Client(base_url=base_url, transport=transport)
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def send(self, call: Call[T]) -> T:
+        """Send any call of `client_calls`, with retries."""
+        end, attempt = time.monotonic() + self._deadline_s, 0
+        while True:
+            attempt += 1
+            try:
+                response = self._http.send(self._request(self._http, call, end - time.monotonic()))
+                return self._accept(call, response)
+            except (httpx.TransportError, WeftAPIError) as error:
+                delay = self._delay(call, error, attempt, end - time.monotonic())
+            self._sleep(delay)
+
+    put_user = _sync(calls.put_user)
+    get_user = _sync(calls.get_user)
+    delete_user = _sync(calls.delete_user)
+    list_users = _sync(calls.list_users)
+    put_item = _sync(calls.put_item)
+    put_items = _sync(calls.put_items)
+    get_item = _sync(calls.get_item)
+    delete_item = _sync(calls.delete_item)
+    list_items = _sync(calls.list_items)
+    similar_items = _sync(calls.similar_items)
+    rate = _sync(calls.rate)
+    rate_many = _sync(calls.rate_many)
+    delete_rating = _sync(calls.delete_rating)
+    list_ratings = _sync(calls.list_ratings)
+    recommend = _sync(calls.recommend)
+    recommend_many = _sync(calls.recommend_many)
+    recommend_session = _sync(calls.recommend_session)
+    embedding = _sync(calls.embedding)
+    list_encoders = _sync(calls.list_encoders)
+    activate_encoder = _sync(calls.activate_encoder)
+    live = _sync(calls.live)
+    ready = _sync(calls.ready)
+    status = _sync(calls.status)
+
+
+class AsyncWeftClient(_Session):
+    """The asynchronous client; belongs to one event loop."""
+
+    def __init__(
+        self,
+        base_url: str = "http://127.0.0.1:8000",
+        *,
+        deadline_s: float = 30.0,
+        timeout_s: float = 10.0,
+        max_attempts: int = 6,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(deadline_s, timeout_s, max_attempts)
+        self._http = httpx.AsyncClient(base_url=base_url, transport=transport)
+        self._sleep = sleep
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    async def send(self, call: Call[T]) -> T:
+        """Send any call of `client_calls`, with retries."""
+        end, attempt = time.monotonic() + self._deadline_s, 0
+        while True:
+            attempt += 1
+            try:
+                response = await self._http.send(self._request(self._http, call, end - time.monotonic()))
+                return self._accept(call, response)
+            except (httpx.TransportError, WeftAPIError) as error:
+                delay = self._delay(call, error, attempt, end - time.monotonic())
+            await self._sleep(delay)
+
+    put_user = _async(calls.put_user)
+    get_user = _async(calls.get_user)
+    delete_user = _async(calls.delete_user)
+    list_users = _async(calls.list_users)
+    put_item = _async(calls.put_item)
+    put_items = _async(calls.put_items)
+    get_item = _async(calls.get_item)
+    delete_item = _async(calls.delete_item)
+    list_items = _async(calls.list_items)
+    similar_items = _async(calls.similar_items)
+    rate = _async(calls.rate)
+    rate_many = _async(calls.rate_many)
+    delete_rating = _async(calls.delete_rating)
+    list_ratings = _async(calls.list_ratings)
+    recommend = _async(calls.recommend)
+    recommend_many = _async(calls.recommend_many)
+    recommend_session = _async(calls.recommend_session)
+    embedding = _async(calls.embedding)
+    list_encoders = _async(calls.list_encoders)
+    activate_encoder = _async(calls.activate_encoder)
+    live = _async(calls.live)
+    ready = _async(calls.ready)
+    status = _async(calls.status)
+
+
+def _error_of(response: httpx.Response) -> WeftAPIError:
+    try:
+        shape = orjson.loads(response.content)["error"]
+        message = shape["message"]
+        if shape["code"] == "foreign_token":
+            message = (
+                f"the service holds another store than before; the remembered version is dropped: {message}"
+            )
+        error = _kind_of(response.status_code, shape["code"])(
+            message,
+            code=shape["code"],
+            status=response.status_code,
+            retryable=bool(shape["retryable"]),
+            request_id=shape["request_id"],
+            param=shape["param"],
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return _shapeless(response, "the answer has no error of this API; a proxy may have made it")
+    after = response.headers.get("retry-after", "")
+    error.retry_after_s = min(float(after), 60.0) if after.isdigit() else None
+    return error
+
+
+def _kind_of(status: int, code: str) -> type[WeftAPIError]:
+    if code == "foreign_token":
+        return ForeignTokenError
+    kinds = {404: NotFoundError, 409: ConflictError, 429: RateLimitError, 503: UnavailableError}
+    return kinds.get(status, InternalServerError if status >= 500 else InvalidRequestError)
+
+
+def _shapeless(response: httpx.Response, message: str) -> WeftAPIError:
+    status = response.status_code
+    kind = InvalidRequestError if 400 <= status < 500 else InternalServerError
+    error = kind(message, code="shapeless", status=status, request_id=response.headers.get("x-request-id"))
+    error.shapeless = status >= 500
+    return error
+
+
+def _no_answer(error: Exception) -> WeftAPIError:
+    code = "timeout" if isinstance(error, httpx.TimeoutException) else "connection_failed"
+    return ConnectionFailed(f"no answer from the service: {error}", code=code, status=0, retryable=True)

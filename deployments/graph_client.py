@@ -1,0 +1,173 @@
+"""How the rest of the application reaches the graph state actor: by name, across its restarts."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+import graph
+from deployments.graph_state import FollowerReport, GraphState, Outcome, Tail
+from deployments.settings import Settings
+from graph.errors import SnapshotRequired, Unavailable
+from graph.schema import ALL_KINDS, ChangeSet, Kind, WriteRequest
+
+NAMESPACE = "weft"
+ACTOR_NAME = "graph_state"
+_RETRY_S = 0.1
+
+
+class GraphStateClient(Protocol):
+    """The calls of `GraphState`, wherever it runs."""
+
+    async def write(self, requests: list[WriteRequest]) -> list[Outcome]: ...
+
+    async def tail(
+        self, report: FollowerReport, kinds: frozenset[Kind] = ALL_KINDS, timeout_s: float = 10.0
+    ) -> Tail: ...
+
+    def changes_since(
+        self, version: int, kinds: frozenset[Kind] = ALL_KINDS
+    ) -> AsyncIterator[ChangeSet | SnapshotRequired]: ...
+
+    async def forget(self, follower_id: str) -> None: ...
+
+    async def reports(self) -> Sequence[FollowerReport]: ...
+
+    async def status(self) -> dict[str, Any]: ...
+
+    async def ping(self) -> int: ...
+
+    async def close(self) -> None: ...
+
+
+class RemoteGraphState:
+    """The actor of that name. While it is away, calls raise Unavailable; the next one looks it up again.
+
+    A call that raises Unavailable may have been executed.
+    """
+
+    def __init__(self) -> None:
+        self._actor: Any = None
+
+    async def write(self, requests: list[WriteRequest]) -> list[Outcome]:
+        answer: list[Outcome] = await self._call("write", requests)
+        return answer
+
+    async def write_through_restarts(self, requests: list[WriteRequest], timeout_s: float) -> list[Outcome]:
+        """Like `write`, repeating while the actor is away; every request must carry an idempotency key.
+
+        Raises Unavailable after `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await asyncio.wait_for(self.write(requests), max(0.1, deadline - time.monotonic()))
+            except (Unavailable, TimeoutError):
+                if time.monotonic() + _RETRY_S >= deadline:
+                    raise Unavailable(
+                        "the graph state did not answer in time; whether the write happened is unknown: repeat it "
+                        "with the same Idempotency-Key"
+                    ) from None
+            await asyncio.sleep(_RETRY_S)
+
+    async def tail(
+        self, report: FollowerReport, kinds: frozenset[Kind] = ALL_KINDS, timeout_s: float = 10.0
+    ) -> Tail:
+        answer: Tail = await self._call("tail", report, kinds, timeout_s)
+        return answer
+
+    async def changes_since(
+        self, version: int, kinds: frozenset[Kind] = ALL_KINDS
+    ) -> AsyncIterator[ChangeSet | SnapshotRequired]:
+        try:
+            stream = self._handle().changes_since.options(num_returns="streaming").remote(version, kinds)
+            async for reference in stream:
+                yield await reference
+        except (ActorDiedError, ActorUnavailableError) as error:
+            raise self._lost(error) from error
+
+    async def forget(self, follower_id: str) -> None:
+        await self._call("forget", follower_id)
+
+    async def reports(self) -> Sequence[FollowerReport]:
+        answer: Sequence[FollowerReport] = await self._call("reports")
+        return answer
+
+    async def status(self) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._call("status")
+        return answer
+
+    async def ping(self) -> int:
+        answer: int = await self._call("ping")
+        return answer
+
+    async def close(self) -> None:
+        await self._call("close")
+
+    async def _call(self, method: str, *args: object) -> Any:
+        try:
+            return await getattr(self._handle(), method).remote(*args)
+        except (ActorDiedError, ActorUnavailableError) as error:
+            raise self._lost(error) from error
+
+    def _handle(self) -> Any:
+        if self._actor is None:
+            try:
+                self._actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+            except ValueError:
+                raise Unavailable("the graph state is not running yet") from None
+        return self._actor
+
+    def _lost(self, error: Exception) -> Unavailable:
+        if isinstance(error, ActorDiedError):
+            self._actor = None  # the next incarnation has another id
+        return Unavailable(f"the graph state is restarting ({type(error).__name__})")
+
+
+def code_version() -> str:
+    """Digest of the code the actor runs: a redeploy with other code must not find the old actor."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    domain = sorted(Path(graph.__file__).parent.glob("*.py"))
+    for path in (here / "graph_state.py", here / "settings.py", *domain):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def start_graph_state(settings: Settings) -> None:
+    """Make sure that the named actor runs with this code and these settings, replacing another.
+
+    The only place that creates the actor. Blocks until it has recovered; raises what its start raised.
+    """
+    wanted = hashlib.sha256((code_version() + settings.model_dump_json()).encode()).hexdigest()[:16]
+    try:
+        actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+        found = ray.get(actor.status.remote(), timeout=60)["code_version"]
+        if found == wanted:
+            return
+        ray.get(actor.close.remote(), timeout=60)
+        ray.kill(actor)
+    except (ValueError, RayError):
+        pass  # no such actor, or one that no longer answers: `get_if_exists` settles which
+    actor = (
+        ray.remote(GraphState)
+        .options(
+            name=ACTOR_NAME,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=settings.graph_state.num_cpus,
+            max_restarts=-1,
+            max_task_retries=0,
+            max_concurrency=1_000,
+        )
+        .remote(settings, wanted)
+    )
+    ray.get(actor.ping.remote())

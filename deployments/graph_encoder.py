@@ -1,0 +1,327 @@
+"""The graph encoder deployment: the view that answers reads, user vectors, and item vectors for retrievers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from deployments.following import Follower
+from deployments.generations import SCOPE, Generations
+from deployments.graph_client import GraphStateClient
+from deployments.messages import (
+    Int64,
+    ItemRecord,
+    ItemVectors,
+    NodeEmbedding,
+    Page,
+    RatingRecord,
+    UserQuery,
+    UserRecord,
+    UserVector,
+)
+from deployments.settings import Settings
+from graph.errors import InvalidInput, NotFound, NotYet, Unavailable, UnknownEncoder, WeftError
+from graph.schema import ChangeSet, Item, User
+from graph.view import GraphView
+from models.graph_encoder.checkpoint import load_checkpoint
+from models.graph_encoder.features import extractor_from_config
+from models.graph_encoder.incremental import LinearState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Generation:
+    """An encoder over a view of its own: while one is being built, the others must be free to move on."""
+
+    digest: str
+    view: GraphView
+    state: LinearState
+
+    def apply(self, changes: ChangeSet) -> None:
+        self.state.apply(self.view.apply(changes), self.view)
+
+
+class GraphEncoder:
+    """One replica. Methods that take lists answer one entry per query, errors included."""
+
+    def __init__(self, settings: Settings, source: GraphStateClient) -> None:
+        self._settings = settings
+        self._generations: Generations[_Generation] = Generations(self._build)
+        self._idle_view = GraphView()  # answers while there is no encoder
+        self._backlogs: list[list[ChangeSet]] = []
+        self._follower = Follower("graph_encoder", self, source, settings.snapshot_dir)
+
+    async def start(self) -> None:
+        """Load everything; returns when the replica can answer."""
+        await self._follower.start()
+
+    async def stop(self) -> None:
+        await self._follower.stop()
+
+    # --------------------------------------------------------------------------------------- being a replica
+
+    @property
+    def view(self) -> GraphView:
+        active = self._generations.active
+        return self._idle_view if active is None else active.view
+
+    async def load(self, view: GraphView) -> None:
+        self._idle_view = view
+        await self._generations.restart(view)
+        if self._generations.active is not None:
+            self._idle_view = GraphView()  # every generation has its own
+
+    async def apply(self, changes: ChangeSet) -> None:
+        for backlog in self._backlogs:
+            backlog.append(changes)
+        active = self._generations.active
+        for generation in self._generations.all():
+            generation.apply(changes)
+        if active is None:
+            self._idle_view.apply(changes)
+        if any(p.scope == SCOPE for p in changes.pointers):
+            self._generations.follow(self.view)
+
+    def generations(self) -> tuple[str, ...]:
+        return self._generations.loaded()
+
+    def failed(self) -> tuple[str, ...]:
+        return self._generations.failed()
+
+    async def _build(self, digest: str) -> _Generation:
+        backlog: list[ChangeSet] = []
+        self._backlogs.append(backlog)
+        contents = self.view.contents()
+
+        def build() -> _Generation:
+            checkpoint = load_checkpoint(self._settings.encoder_dir / digest)
+            view = GraphView.from_contents(contents)
+            extractor = extractor_from_config(checkpoint.parameters.features)
+            return _Generation(digest, view, LinearState(checkpoint.parameters, extractor, view))
+
+        try:
+            generation = await asyncio.to_thread(build)
+        finally:
+            # By identity: equal backlogs of two builds are still two.
+            self._backlogs = [b for b in self._backlogs if b is not backlog]
+        for changes in backlog:
+            generation.apply(changes)
+        return generation
+
+    # ----------------------------------------------------------------------------------------------- vectors
+
+    async def user_vectors(self, queries: list[UserQuery]) -> list[UserVector | WeftError]:
+        """What each query's user is like, in this replica's version; NotYet where that is too old."""
+        active = self._generations.active
+        if active is None:
+            missing = Unavailable("no encoder is active: train one with `weft train`")
+            return [missing for _ in queries]
+        answers: list[UserVector | WeftError] = []
+        rows: list[int] = []
+        for query in queries:
+            try:
+                if query.user_id is None:
+                    answers.append(self._session(active, query))
+                    continue
+                self._check_version(query.min_version)
+                rows.append(active.view.user(query.user_id).row)
+                answers.append(self._seen(active, rows[-1]))
+            except WeftError as error:
+                answers.append(error)
+        if rows:
+            vectors = iter(active.state.user_vectors(rows))
+            for place, (query, answer) in enumerate(zip(queries, answers, strict=True)):
+                if query.user_id is not None and isinstance(answer, UserVector):
+                    vector = next(vectors)
+                    if answer.seen_weights.any():
+                        answers[place] = _with_vector(answer, vector)
+        return answers
+
+    def _seen(self, active: _Generation, row: int) -> UserVector:
+        ratings = active.view.ratings_of(row)
+        order = np.argsort(ratings.timestamps, kind="stable")
+        values = ratings.values[order]
+        weights = active.state.weights(values)
+        return UserVector(
+            None, ratings.item_rows[order].astype(np.int64), weights, values, active.view.version, active.digest
+        )
+
+    def _session(self, active: _Generation, query: UserQuery) -> UserVector:
+        self._check_version(query.min_version)
+        rows = np.array([active.view.item(item_id).row for item_id, _ in query.session], np.int64)
+        values = np.array([value for _, value in query.session], np.float32)
+        weights = active.state.weights(values)
+        vector = active.state.session_vector(rows, values) if weights.any() else None
+        return UserVector(vector, rows, weights, values, active.view.version, active.digest)
+
+    async def item_vectors(
+        self,
+        digest: str,
+        since: int = -1,
+        after_row: int = -1,
+        rows: Int64 | None = None,
+        min_version: int = 0,
+    ) -> ItemVectors | WeftError:
+        """Rows changed after version `since`, or the named `rows`, beyond `after_row`; in bounded pieces."""
+        generation = self._generations.get(digest)
+        if generation is None:
+            return UnknownEncoder(f"this replica has no encoder {digest[:12]!r}")
+        if self._follower.version < max(min_version, since):
+            return NotYet(f"the graph encoder is at version {self._follower.version}, not yet at {min_version}")
+        state = generation.state
+        changed = state.changed_since(since) if rows is None else rows[rows < state.num_item_rows]
+        changed = changed[changed > after_row]
+        limit = self._settings.retriever.pull_rows
+        part = changed[:limit]
+        return ItemVectors(
+            part,
+            state.source[part],
+            state.target[part],
+            state.bias[part],
+            state.degree[part].astype(np.float32),
+            generation.view.version,
+            len(changed) > limit,
+        )
+
+    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding | WeftError:
+        """The vector of a user or an item, without the items' bias."""
+        active = self._generations.active
+        if active is None:
+            return Unavailable("no encoder is active: train one with `weft train`")
+        try:
+            self._check_version(min_version)
+        except NotYet as error:
+            return error
+        user = active.view.find_user(node_id) if kind in (None, "user") else None
+        item = active.view.find_item(node_id) if kind in (None, "item") else None
+        if user and item:
+            return InvalidInput(f"{node_id!r} is a user and an item: say which with kind=user or kind=item", param="kind")
+        if user:
+            return NodeEmbedding(
+                node_id, "user", active.state.user_vector(user.row), active.digest, active.view.version
+            )
+        if item:
+            vector = active.state.target[item.row].copy()
+            return NodeEmbedding(node_id, "item", vector, active.digest, active.view.version)
+        return NotFound(f"no {kind or 'user or item'} {node_id!r}", param="node_id")
+
+    # ------------------------------------------------------------------------------------------------- reads
+
+    async def read_user(self, user_id: str, min_version: int) -> UserRecord | WeftError:
+        try:
+            self._check_version(min_version)
+            return self._user_record(self.view.user(user_id))
+        except WeftError as error:
+            return error
+
+    async def read_item(self, item_id: str, min_version: int) -> ItemRecord | WeftError:
+        try:
+            self._check_version(min_version)
+            return self._item_record(self.view.item(item_id))
+        except WeftError as error:
+            return error
+
+    async def list_users(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
+        try:
+            self._check_version(min_version)
+            start = _cursor(after)
+        except WeftError as error:
+            return error
+        view = self.view
+        found = (u for row in range(start, view.num_user_rows) if (u := view.user_at(row)) is not None)
+        return self._page(list(islice(found, limit + 1)), limit, self._user_record)
+
+    async def list_items(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
+        try:
+            self._check_version(min_version)
+            start = _cursor(after)
+        except WeftError as error:
+            return error
+        view = self.view
+        found = (i for row in range(start, view.num_item_rows) if (i := view.item_at(row)) is not None)
+        return self._page(list(islice(found, limit + 1)), limit, self._item_record)
+
+    async def list_ratings(
+        self, user_id: str, limit: int, after: str | None, min_version: int
+    ) -> Page | WeftError:
+        """A user's ratings in the order they were first written."""
+        try:
+            self._check_version(min_version)
+            start = _cursor(after)
+            user = self.view.user(user_id)
+        except WeftError as error:
+            return error
+        ratings = self.view.ratings_of(user.row)
+        stop = min(start + limit, len(ratings.item_rows))
+        records = [
+            RatingRecord(item.item_id, float(ratings.values[n]), int(ratings.timestamps[n]))
+            for n in range(start, stop)
+            if (item := self.view.item_at(int(ratings.item_rows[n]))) is not None
+        ]
+        more = stop < len(ratings.item_rows)
+        return Page(tuple(records), str(stop) if more else None, self.view.version)
+
+    async def wait_for(self, version: int, timeout_s: float) -> bool:
+        """Long-poll: whether this replica reached `version` in time."""
+        return await self._follower.wait_for(version, timeout_s)
+
+    async def status(self) -> dict[str, Any]:
+        active = self._generations.active
+        view = self.view
+        by_user, by_item = view.rating_bytes
+        return {
+            "replica": self._follower.follower_id,
+            "store_id": self._follower.store_id,
+            "version": self._follower.version,
+            "connected": self._follower.connected,
+            "users": view.num_users,
+            "items": view.num_items,
+            "ratings": view.num_ratings,
+            "rating_bytes": by_user + by_item,
+            "encoder": None if active is None else active.digest,
+            "generations": list(self.generations()),
+            "dim": None if active is None else active.state.parameters.dim,
+        }
+
+    def check_health(self) -> None:
+        """Called by Serve; raises to be replaced."""
+        if not self._follower.alive:
+            raise RuntimeError("the graph encoder no longer follows the feed")
+
+    # --------------------------------------------------------------------------------------------- internals
+
+    def _check_version(self, min_version: int) -> None:
+        if self._follower.version < min_version:
+            raise NotYet(f"the graph encoder is at version {self._follower.version}, not yet at {min_version}")
+
+    def _user_record(self, user: User) -> UserRecord:
+        return UserRecord(user, int(self.view.user_degrees[user.row]), self.view.version)
+
+    def _item_record(self, item: Item) -> ItemRecord:
+        return ItemRecord(item, int(self.view.item_degrees[item.row]), self.view.version)
+
+    def _page(self, nodes: Sequence[Any], limit: int, record: Any) -> Page:
+        page = nodes[:limit]
+        following = str(page[-1].row + 1) if len(nodes) > limit else None
+        return Page(tuple(record(n) for n in page), following, self.view.version)
+
+
+def _cursor(after: str | None) -> int:
+    if after is None:
+        return 0
+    if not after.isascii() or not after.isdigit() or len(after) > 18:
+        raise InvalidInput(f"cursor {after[:40]!r}: use the `next` of the page before", param="after")
+    return int(after)
+
+
+def _with_vector(answer: UserVector, vector: Any) -> UserVector:
+    return UserVector(
+        vector, answer.seen_rows, answer.seen_weights, answer.seen_values, answer.version, answer.encoder
+    )

@@ -1,0 +1,161 @@
+"""Looks after the graph state: starts it, replaces it when it hangs, and changes encoder generations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import ray
+
+from deployments.generations import ACTIVE, CANDIDATE, SCOPE
+from deployments.graph_client import ACTOR_NAME, NAMESPACE, RemoteGraphState, start_graph_state
+from deployments.graph_state import FollowerReport
+from deployments.messages import EncoderInfo
+from deployments.settings import Settings
+from graph.errors import Conflict, Corrupt, Unavailable, UnknownEncoder, WeftError
+from graph.schema import PutPointer, WriteRequest, WriteResult
+from models.graph_encoder.checkpoint import load_checkpoint
+
+log = logging.getLogger(__name__)
+
+ACTIVATION_TIMEOUT_S = 120.0
+_POLL_S = 0.05
+_FOLLOWING_KINDS = frozenset(("graph_encoder", "retriever"))
+
+
+class GraphKeeper:
+    """One replica. Construction blocks until the graph state has recovered."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        start_graph_state(settings)
+        self._state = RemoteGraphState()
+        self._changing = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+        self.replaced = 0
+
+    async def start(self) -> None:
+        self._watch = asyncio.create_task(self._watch_writer())
+
+    def check_health(self) -> None:
+        """Called by Serve; raises to be replaced."""
+        if self._watch is not None and self._watch.done():
+            raise RuntimeError("the watchdog of the graph state has stopped")
+
+    async def status(self) -> dict[str, int]:
+        return {"writers_replaced": self.replaced}
+
+    # ----------------------------------------------------------------------------------------- the watchdog
+
+    async def _watch_writer(self) -> None:
+        """Ray restarts a process that died, but not one that no longer runs: that one is killed here."""
+        limits = self._settings.graph_state
+        missed = 0
+        while True:
+            await asyncio.sleep(limits.ping_interval_s)
+            try:
+                await asyncio.wait_for(self._state.ping(), limits.ping_interval_s)
+                missed = 0
+            except TimeoutError:
+                missed += 1
+                log.warning("the graph state did not answer ping %d of %d", missed, limits.missed_pings)
+            except Unavailable:
+                # Restarting by itself, or gone for good: then there is nothing to restart.
+                await asyncio.to_thread(self._start_if_gone)
+            if missed >= limits.missed_pings:
+                log.error("the graph state hangs: replacing it")
+                await asyncio.to_thread(self._kill)
+                self.replaced += 1
+                missed = 0
+                await self._recovered(time.monotonic() + 60.0)
+
+    def _start_if_gone(self) -> None:
+        try:
+            ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+        except ValueError:
+            log.error("the graph state is gone: starting it again")
+            start_graph_state(self._settings)
+
+    @staticmethod
+    def _kill() -> None:
+        try:
+            ray.kill(ray.get_actor(ACTOR_NAME, namespace=NAMESPACE), no_restart=False)
+        except ValueError:
+            log.info("the graph state was gone before it could be killed")
+
+    async def _recovered(self, deadline: float) -> None:
+        """Wait for the new incarnation: pinging it while it recovers would get it killed too."""
+        while time.monotonic() < deadline:
+            try:
+                await asyncio.wait_for(self._state.ping(), 1.0)
+                return
+            except (Unavailable, TimeoutError):
+                await asyncio.sleep(_POLL_S)
+
+    # ----------------------------------------------------------------------------------- encoder generations
+
+    async def encoders(self) -> list[EncoderInfo] | WeftError:
+        """Every encoder in the data directory, in no particular order."""
+        try:
+            status = await self._state.status()
+        except Unavailable as error:
+            return error
+        pointers = status["encoders"]
+        folder = self._settings.encoder_dir
+        found: list[EncoderInfo] = []
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            try:
+                checkpoint = await asyncio.to_thread(load_checkpoint, path)
+            except WeftError as error:
+                log.warning("%s is no encoder: %s", path, error.message)
+                continue
+            state = {pointers[ACTIVE]: "active", pointers[CANDIDATE]: "candidate"}.get(path.name, "available")
+            found.append(EncoderInfo(path.name, state, checkpoint.parameters.dim, checkpoint.metadata))
+        return found
+
+    async def activate(self, digest: str) -> WriteResult | WeftError:
+        """Candidate, wait until every replica has built it, active, wait until every replica answers with it."""
+        if self._changing.locked():
+            return Conflict("another encoder is being activated: wait for it")
+        async with self._changing:
+            try:
+                return await self._activate(digest)
+            except WeftError as error:
+                return error
+
+    async def _activate(self, digest: str) -> WriteResult:
+        if "/" in digest or digest.startswith("."):
+            raise UnknownEncoder(f"no encoder {digest[:80]!r}")
+        path = self._settings.encoder_dir / digest
+        if not path.is_dir():
+            raise UnknownEncoder(f"no encoder {digest[:80]!r} in {self._settings.encoder_dir}: see GET /v1/encoders")
+        await asyncio.to_thread(load_checkpoint, path)  # refuse a damaged one before any replica is asked
+        await self._point(CANDIDATE, digest)
+        deadline = time.monotonic() + ACTIVATION_TIMEOUT_S
+        try:
+            while not all(digest in f.generations for f in await self._replicas()):
+                if any(digest in f.failed for f in await self._replicas()):
+                    raise Corrupt(f"encoder {digest[:12]} cannot be loaded: see the replicas' logs")
+                if time.monotonic() > deadline:
+                    raise Unavailable(f"encoder {digest[:12]} was not ready on every replica in time; nothing changed")
+                await asyncio.sleep(_POLL_S)
+        except WeftError:
+            await self._point(CANDIDATE, None)
+            raise
+        result = await self._point(ACTIVE, digest)
+        while any(f.version < result.version for f in await self._replicas()):
+            if time.monotonic() > deadline:
+                break  # it is active; a replica that lags answers with the old one a little longer
+            await asyncio.sleep(_POLL_S)
+        return result
+
+    async def _point(self, name: str, digest: str | None) -> WriteResult:
+        pointer = PutPointer(SCOPE, name, {"digest": digest})
+        (outcome,) = await self._state.write([WriteRequest((pointer,))])
+        if isinstance(outcome, WeftError):
+            raise outcome
+        return outcome
+
+    async def _replicas(self) -> list[FollowerReport]:
+        return [f for f in await self._state.reports() if f.kind in _FOLLOWING_KINDS]

@@ -1,0 +1,56 @@
+"""Deployment handles behind the protocols that the rest of the code knows, with typed errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from deployments.messages import Int64, ItemVectors, UserQuery, UserVector
+from graph.errors import Overloaded, Unavailable, WeftError
+
+
+async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Call a deployment; raises Overloaded or Unavailable for what Serve and Ray raise on their own."""
+    try:
+        return await getattr(handle, method).remote(*args)
+    except BackPressureError as error:
+        raise Overloaded("too many requests are waiting; try again shortly") from error
+    except RayTaskError:
+        raise  # a defect in the callee, not its absence
+    except (RayServeException, RayError) as error:
+        raise Unavailable(f"a part of the service is restarting ({type(error).__name__})") from error
+
+
+async def answer(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Like `call`, for methods that return their errors: raises them."""
+    found = await call(handle, method, *args)
+    if isinstance(found, WeftError):
+        raise found
+    return found
+
+
+class EncoderHandle:
+    """The graph encoder as the retriever sees it."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def user_vectors(self, queries: list[UserQuery]) -> list[UserVector | WeftError]:
+        found: list[UserVector | WeftError] = await call(self._handle, "user_vectors", queries)
+        return found
+
+    async def item_vectors(
+        self,
+        digest: str,
+        since: int = -1,
+        after_row: int = -1,
+        rows: Int64 | None = None,
+        min_version: int = 0,
+    ) -> ItemVectors | WeftError:
+        found: ItemVectors | WeftError = await call(
+            self._handle, "item_vectors", digest, since, after_row, rows, min_version
+        )
+        return found

@@ -1,0 +1,95 @@
+"""create_app: the HTTP side of the service, without Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
+
+from deployments.ingress import encoders, items, nodes, operations, ratings, recommendations, users
+from deployments.ingress.backend import Backend
+from deployments.ingress.edge import App, Edge, Receive, Scope, Send
+from deployments.ingress.exchange import Service
+from deployments.ingress.schemas import ErrorAnswer
+
+MAX_BODY_BYTES = 4 * 1024 * 1024
+
+_DESCRIPTION = """
+A live recommender: what was written is visible in the next read.
+
+Every answer carries a `version`. Hand the highest one you have seen back as the header `x-weft-min-version`,
+and no read is older than what you know. Every error has one shape, `{"error": {"code", "message", "type",
+"param", "request_id", "retryable"}}`; `code` is stable; 429 and 503 say in `Retry-After` when to come back.
+Writes of users, items and ratings take an `Idempotency-Key`.
+"""
+
+
+def create_app(
+    backend_factory: Callable[[], Backend],
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    remembered_nodes: int = 100_000,
+    version: str = "0.1.0",
+) -> FastAPI:
+    """The application over a backend, which is made when the first request needs it.
+
+    `remembered_nodes`: users, and as many items, whose latest acknowledged version this replica keeps.
+    """
+    service = Service(backend_factory, remembered_nodes)
+    app = _Application(service, max_body_bytes, version)
+    for module in (recommendations, ratings, users, items, nodes, encoders, operations):
+        app.include_router(module.router)
+    return app
+
+
+class _Application(FastAPI):
+    """FastAPI inside the edge, without the error layers of its own that would answer in another shape."""
+
+    def __init__(self, service: Service, max_body_bytes: int, version: str) -> None:
+        super().__init__(
+            title="Weft",
+            version=version,
+            description=_DESCRIPTION,
+            redoc_url=None,
+            redirect_slashes=False,
+            responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
+        )
+        self.state.service = service
+        self._edge = Edge(self._routed, service, max_body_bytes)
+        self._allowed: list[tuple[Any, list[str]]] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._edge(scope, receive, send)
+
+    def build_middleware_stack(self) -> App:
+        # Without ServerErrorMiddleware and ExceptionMiddleware, so that every exception reaches the edge.
+        app: App = AsyncExitStackMiddleware(self.router)
+        for middleware, args, kwargs in reversed(self.user_middleware):
+            app = middleware(app, *args, **kwargs)
+        return app
+
+    async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except HTTPException as exception:
+            if exception.status_code != 405:
+                raise
+            methods = self._methods_of(scope["path"].removeprefix(scope.get("root_path", "")))
+            raise HTTPException(
+                405,
+                f"{scope['method']} is not allowed here; allowed: {methods}",
+                headers={"allow": methods},
+            ) from None
+
+    def _methods_of(self, path: str) -> str:
+        """All methods of a path. A router knows only those of the first route that matches it."""
+        if not self._allowed:
+            self._allowed = [
+                (compile_path(template)[0], [method.upper() for method in operations])
+                for template, operations in self.openapi()["paths"].items()
+            ]
+        return ", ".join(m for pattern, methods in self._allowed if pattern.match(path) for m in methods)

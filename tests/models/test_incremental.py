@@ -1,0 +1,466 @@
+"""`LinearState` after any history equals a rebuild and a dense float64 evaluation of the equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from graph.schema import RATING_DTYPE, ChangeSet, Item, User
+from graph.view import GraphView
+from models.graph_encoder.features import HashedFeatures
+from models.graph_encoder.incremental import LinearState
+from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+
+EXTRACTOR = HashedFeatures(item_buckets=32, user_buckets=16)
+ALL_EQUAL = EdgeWeights()
+LIKED = EdgeWeights((0.5, 3.0, 4.5), (0.0, 1.0, 2.5))
+UNEVEN = EdgeWeights((0.5, 3.0, 4.5), (1e-9, 1.0, 2.5))
+"""So far apart that sums of weights are rounded."""
+TOLERANCE = 2e-5
+
+
+def make_parameters(
+    edge_weights: EdgeWeights = LIKED, *, dim: int = 8, exponent: float = 0.7, known: int = 12, seed: int = 0
+) -> LinearParameters:
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    buckets, own = EXTRACTOR.item_buckets, EXTRACTOR.user_buckets
+    return LinearParameters(
+        item_ids=tuple(f"i{n}" for n in range(known)),
+        id_source=draw(known, dim),
+        id_target=draw(known, dim),
+        id_bias=draw(known),
+        feature_source=draw(buckets, dim),
+        feature_target=draw(buckets, dim),
+        feature_bias=draw(buckets),
+        user_attributes=draw(own, dim),
+        mix=np.array([0.5, 1.5, -0.7, 0.9, 1.2], np.float32),
+        degree_exponent=exponent,
+        edge_weights=edge_weights,
+        features=EXTRACTOR.config(),
+    )
+
+
+class Writer:
+    """Gives out rows and versions the way the store does, and keeps the graph as plain dicts."""
+
+    def __init__(self) -> None:
+        self.view = GraphView("test")
+        self.users: dict[str, User] = {}
+        self.items: dict[str, Item] = {}
+        self.ratings: dict[tuple[int, int], float] = {}
+        self.next_user = self.next_item = 0
+        self._users: list[User] = []
+        self._items: list[Item] = []
+        self._ratings: dict[tuple[int, int], tuple[float, bool]] = {}
+
+    @property
+    def version(self) -> int:
+        return self.view.version + 1
+
+    def put_user(self, user_id: str, **attributes: object) -> User:
+        row = self.users[user_id].row if user_id in self.users else self.next_user
+        self.next_user = max(self.next_user, row + 1)
+        user = User(row, user_id, attributes, self.version)  # type: ignore[arg-type]
+        self.users[user_id] = user
+        self._users = [u for u in self._users if u.row != row] + [user]
+        return user
+
+    def put_item(self, item_id: str, tags: Sequence[str] = (), year: int | None = None) -> Item:
+        row = self.items[item_id].row if item_id in self.items else self.next_item
+        self.next_item = max(self.next_item, row + 1)
+        item = Item(row, item_id, "", tuple(tags), year, "", self.version)
+        self.items[item_id] = item
+        self._items = [i for i in self._items if i.row != row] + [item]
+        return item
+
+    def rate(self, user_id: str, item_id: str, value: float) -> None:
+        user = self.users.get(user_id) or self.put_user(user_id)
+        pair = user.row, self.items[item_id].row
+        self.ratings[pair] = value
+        self._ratings[pair] = value, False
+
+    def delete_rating(self, pair: tuple[int, int]) -> None:
+        self._ratings[pair] = self.ratings.pop(pair), True
+
+    def delete_user(self, user_id: str) -> None:
+        user = self.users.pop(user_id)
+        for pair in [p for p in self.ratings if p[0] == user.row]:
+            self.delete_rating(pair)
+        gone = User(user.row, user_id, {}, self.version, deleted=True)
+        self._users = [u for u in self._users if u.row != user.row] + [gone]
+
+    def delete_item(self, item_id: str) -> None:
+        item = self.items.pop(item_id)
+        for pair in [p for p in self.ratings if p[1] == item.row]:
+            self.delete_rating(pair)
+        gone = Item(item.row, item_id, "", (), None, "", self.version, deleted=True)
+        self._items = [i for i in self._items if i.row != item.row] + [gone]
+
+    def commit(self, *states: LinearState) -> None:
+        """One version with everything written since the last one."""
+        rows = [(u, i, value, 0, self.version, gone) for (u, i), (value, gone) in self._ratings.items()]
+        changes = ChangeSet(
+            self.view.version,
+            self.version,
+            users=tuple(self._users),
+            items=tuple(self._items),
+            ratings=np.array(rows, RATING_DTYPE),
+        )
+        self._users, self._items, self._ratings = [], [], {}
+        delta = self.view.apply(changes)
+        for state in states:
+            state.apply(delta, self.view)
+
+
+class Oracle:
+    """The equations of parameters.py over a dense weight matrix, float64."""
+
+    def __init__(self, parameters: LinearParameters, writer: Writer) -> None:
+        p = parameters
+        num_items, dim = writer.next_item, p.dim
+        weights = np.zeros((writer.next_user, num_items))
+        for (u, i), value in writer.ratings.items():
+            weights[u, i] = p.edge_weights([value])[0]
+        q, y, self.bias = np.zeros((num_items, dim)), np.zeros((num_items, dim)), np.zeros(num_items)
+        for item in writer.items.values():
+            f = EXTRACTOR.item_features([item]).toarray()[0].astype(np.float64)
+            q[item.row], y[item.row] = f @ p.feature_source, f @ p.feature_target
+            self.bias[item.row] = f @ p.feature_bias
+            if item.item_id in p.item_ids:
+                n = p.item_ids.index(item.item_id)
+                q[item.row] += p.id_source[n]
+                y[item.row] += p.id_target[n]
+                self.bias[item.row] += p.id_bias[n]
+        d_u, d_i = weights.sum(axis=1), weights.sum(axis=0)
+        safe_u, safe_i = np.where(d_u > 0, d_u, 1)[:, None], np.where(d_i > 0, d_i, 1)[:, None]
+        u1 = weights @ q / safe_u
+        sums = weights.T @ (u1 * safe_u ** -(1 - p.degree_exponent))
+        i1 = sums * safe_i**-p.degree_exponent
+        w = p.mix.astype(np.float64)
+        self.degree, self.weights = d_i, weights
+        self.source = w[0] * q + w[1] * i1 + w[2] * y
+        self.target = w[3] * y + w[4] * i1
+        self.users = weights @ self.source / safe_u
+        for user in writer.users.values():
+            g = EXTRACTOR.user_features([user]).toarray()[0].astype(np.float64)
+            self.users[user.row] += g @ p.user_attributes
+
+
+def assert_exact(state: LinearState, writer: Writer) -> None:
+    oracle = Oracle(state.parameters, writer)
+    for name in ("source", "target", "bias", "degree"):
+        expected = getattr(oracle, name)
+        scale = max(float(np.abs(expected).max(initial=0)), 1.0)
+        np.testing.assert_allclose(
+            getattr(state, name), expected, atol=TOLERANCE * scale, rtol=0, err_msg=name
+        )
+    # Exactly: the next rating of the item would be divided by what rounding left.
+    empty = np.flatnonzero(oracle.weights.sum(axis=0) == 0)
+    assert not state.degree[empty].any()
+    assert not state._sums[empty].any()
+    rows = np.arange(writer.next_user)
+    scale = max(float(np.abs(oracle.users).max(initial=0)), 1.0)
+    if len(rows):
+        np.testing.assert_allclose(state.user_vectors(rows), oracle.users, atol=TOLERANCE * scale, rtol=0)
+        for row in rows[:: max(1, len(rows) // 5)].tolist():
+            np.testing.assert_allclose(
+                state.user_vector(row), oracle.users[row], atol=TOLERANCE * scale, rtol=0
+            )
+            seen, weights = state.seen(row)
+            assert dict(zip(seen.tolist(), weights.tolist(), strict=True)) == {
+                i: float(oracle.weights[u, i]) for u, i in writer.ratings if u == row
+            }
+    assert state.deviation(writer.view) < TOLERANCE
+
+
+def random_graph(seed: int, users: int = 25, items: int = 20, ratings: int = 200) -> Writer:
+    rng, writer = np.random.default_rng(seed), Writer()
+    for n in range(items):
+        writer.put_item(f"i{n}", tags=[f"t{rng.integers(6)}" for _ in range(2)], year=1980 + n)
+    for n in range(users):
+        writer.put_user(f"u{n}", **({"age": int(rng.integers(10, 80))} if n % 3 == 0 else {}))
+    for _ in range(ratings):
+        writer.rate(f"u{rng.integers(users)}", f"i{rng.integers(items)}", float(rng.integers(1, 11)) / 2)
+    writer.commit()
+    return writer
+
+
+@pytest.mark.parametrize("edge_weights", [ALL_EQUAL, LIKED], ids=["all-equal", "liked"])
+@pytest.mark.parametrize("exponent", [0.0, 0.7, 1.02])
+def test_a_build_solves_the_equations(edge_weights: EdgeWeights, exponent: float) -> None:
+    writer = random_graph(1)
+    assert_exact(
+        LinearState(make_parameters(edge_weights, exponent=exponent), EXTRACTOR, writer.view), writer
+    )
+
+
+def test_an_empty_graph_has_no_rows() -> None:
+    writer = Writer()
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    assert state.num_item_rows == 0
+    assert state.session_vector([], []).tolist() == [0.0] * 8
+    assert_exact(state, writer)
+
+
+@pytest.mark.parametrize("edge_weights", [ALL_EQUAL, LIKED], ids=["all-equal", "liked"])
+@pytest.mark.parametrize("per_version", [1, 7])
+def test_thousands_of_random_writes_end_where_a_rebuild_does(
+    edge_weights: EdgeWeights, per_version: int
+) -> None:
+    writer, rng = random_graph(2), np.random.default_rng(3)
+    state = LinearState(make_parameters(edge_weights), EXTRACTOR, writer.view)
+    for step in range(4000):
+        _random_write(writer, rng)
+        if step % per_version == 0:
+            writer.commit(state)
+        if step % 1000 == 0:
+            writer.commit(state)
+            assert_exact(state, writer)
+    writer.commit(state)
+    assert_exact(state, writer)
+    assert state.deviation(writer.view) < 1e-6
+
+
+def _random_write(writer: Writer, rng: np.random.Generator) -> None:
+    kind = rng.random()
+    items = list(writer.items)
+    item_id = items[rng.integers(len(items))] if items else "i0"
+    user_id = f"u{rng.integers(40)}"
+    if kind < 0.62 and items:
+        writer.rate(user_id, item_id, float(rng.integers(1, 11)) / 2)
+    elif kind < 0.90 and writer.ratings:
+        pairs = list(writer.ratings)
+        writer.delete_rating(pairs[rng.integers(len(pairs))])
+    elif kind < 0.92 and user_id in writer.users:
+        writer.delete_user(user_id)
+    elif kind < 0.94 and len(items) > 3:
+        writer.delete_item(item_id)
+    elif kind < 0.97:
+        writer.put_item(
+            f"i{rng.integers(30)}", tags=[f"t{rng.integers(6)}"], year=int(rng.integers(1950, 2025))
+        )
+    else:
+        writer.put_user(user_id, age=int(rng.integers(10, 80)))
+
+
+@pytest.mark.parametrize("per_version", [1, 5])
+@pytest.mark.parametrize("edge_weights", [ALL_EQUAL, LIKED, UNEVEN], ids=["all-equal", "liked", "uneven"])
+def test_the_last_edge_leaves_exactly_nothing(edge_weights: EdgeWeights, per_version: int) -> None:
+    writer = random_graph(4)
+    state = LinearState(make_parameters(edge_weights), EXTRACTOR, writer.view)
+    rng = np.random.default_rng(5)
+    pairs = list(writer.ratings)
+    for step, n in enumerate(rng.permutation(len(pairs)).tolist(), 1):
+        writer.delete_rating(pairs[n])
+        if step % per_version == 0:
+            writer.commit(state)
+            assert_exact(state, writer)
+    writer.commit(state)
+    fresh = LinearState(state.parameters, EXTRACTOR, writer.view)
+    for name in ("source", "target", "bias", "degree"):
+        np.testing.assert_array_equal(getattr(state, name), getattr(fresh, name))
+    assert not state._sums.any()
+
+
+def test_a_recreated_item_gets_its_id_table_entry_back() -> None:
+    writer = random_graph(6)
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    old = writer.items["i3"]
+    writer.delete_item("i3")
+    writer.commit(state)
+    assert not state.source[old.row].any()
+    assert not state.target[old.row].any()
+    new = writer.put_item("i3", old.tags, old.year)
+    writer.commit(state)
+    assert new.row != old.row
+    assert state.bias[new.row] == pytest.approx(Oracle(state.parameters, writer).bias[new.row], abs=1e-5)
+    writer.rate("u1", "i3", 5.0)
+    writer.commit(state)
+    assert_exact(state, writer)
+
+
+@pytest.mark.parametrize("changed", [1, 3, 12])
+def test_changed_features_reach_every_co_rated_item(changed: int) -> None:
+    writer = random_graph(7)
+    state = LinearState(make_parameters(dim=8), EXTRACTOR, writer.view)
+    for n in range(changed):
+        writer.put_item(f"i{n}", ["other", f"t{n}"], 2020)
+    writer.rate("u1", "i0", 5.0)
+    writer.commit(state)
+    assert_exact(state, writer)
+
+
+@pytest.mark.parametrize("edge_weights", [ALL_EQUAL, LIKED], ids=["all-equal", "liked"])
+def test_a_session_equals_an_inserted_user(edge_weights: EdgeWeights) -> None:
+    writer, rng = random_graph(8), np.random.default_rng(9)
+    state = LinearState(make_parameters(edge_weights), EXTRACTOR, writer.view)
+    writer.put_item("fresh", ["t1"])
+    writer.commit(state)
+    for n in range(20):
+        chosen = rng.choice(list(writer.items), size=rng.integers(1, 9), replace=False).tolist()
+        values = rng.integers(1, 11, len(chosen)) / 2
+        rows = [writer.items[item_id].row for item_id in chosen]
+        session = state.session_vector(rows, values)
+        for item_id, value in zip(chosen, values.tolist(), strict=True):
+            writer.rate(f"session{n}", item_id, value)
+        writer.commit(state)
+        inserted = state.user_vector(writer.users[f"session{n}"].row)
+        np.testing.assert_allclose(session, inserted, atol=1e-5)
+        writer.delete_user(f"session{n}")
+        writer.commit(state)
+
+
+def test_of_repeated_items_in_a_session_the_last_counts() -> None:
+    writer = random_graph(8)
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    np.testing.assert_array_equal(
+        state.session_vector([1, 2, 1], [0.5, 4.0, 5.0]), state.session_vector([1, 2], [5.0, 4.0])
+    )
+    with pytest.raises(IndexError, match=r"0\.\.19"):
+        state.session_vector([20], [5.0])
+
+
+def test_the_order_of_writes_does_not_matter() -> None:
+    pairs = list(random_graph(10).ratings.items())
+    states = []
+    for seed in (0, 1):
+        writer = random_graph(10, ratings=0)
+        state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+        for n in np.random.default_rng(seed).permutation(len(pairs)).tolist():
+            (u, i), value = pairs[n]
+            writer.rate(f"u{u}", f"i{i}", value)
+            writer.commit(state)
+        states.append(state)
+    for name in ("source", "target", "degree"):
+        np.testing.assert_allclose(getattr(states[0], name), getattr(states[1], name), atol=1e-6)
+    rows = np.arange(25)
+    np.testing.assert_allclose(states[0].user_vectors(rows), states[1].user_vectors(rows), atol=1e-5)
+
+
+def test_changed_rows_are_those_whose_vectors_moved() -> None:
+    writer, rng = random_graph(11, ratings=60), np.random.default_rng(12)
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    assert state.changed_since(0).tolist() == list(range(20))
+    for _ in range(200):
+        before = state.source.copy(), state.target.copy(), state.bias.copy(), state.version
+        _random_write(writer, rng)
+        writer.commit(state)
+        rows = len(before[0])
+        moved = (state.source[:rows] != before[0]) | (state.target[:rows] != before[1])
+        moved = moved.any(axis=1) | (state.bias[:rows] != before[2])
+        expected = set(np.flatnonzero(moved).tolist()) | set(range(rows, state.num_item_rows))
+        reported = set(state.changed_since(before[3]).tolist())
+        assert expected <= reported
+        assert (state.changed_version <= state.version).all()
+
+
+def test_a_rating_touches_only_what_its_user_likes() -> None:
+    writer = random_graph(13)
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    version = state.version
+    writer.rate("u2", "i4", 5.0)
+    writer.commit(state)
+    row = writer.users["u2"].row
+    liked = {i for (u, i), value in writer.ratings.items() if u == row and value >= 3.0}
+    assert set(state.changed_since(version).tolist()) <= liked | {writer.items["i4"].row}
+    # A disliked item weighs nothing, before and after: nothing moves.
+    writer.rate("u2", "i5", 1.0)
+    writer.commit(state)
+    version = state.version
+    writer.rate("u2", "i5", 2.0)
+    writer.commit(state)
+    assert len(state.changed_since(version)) == 0
+
+
+def test_a_left_out_delta_is_refused() -> None:
+    writer = random_graph(14)
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    writer.rate("u1", "i1", 4.0)
+    writer.commit()
+    writer.rate("u1", "i2", 4.0)
+    with pytest.raises(ValueError, match="state is at 1"):
+        writer.commit(state)
+
+
+def test_deviation_notices_a_drifted_sum() -> None:
+    writer = random_graph(15)
+    state = LinearState(make_parameters(), EXTRACTOR, writer.view)
+    assert state.deviation(writer.view) == 0
+    state._sums[3, 2] += 1.0
+    assert state.deviation(writer.view) > 1e-3
+
+
+values = st.sampled_from([0.5, 2.5, 3.0, 4.0, 4.5, 5.0])
+user_ids = st.sampled_from([f"u{n}" for n in range(6)])
+item_ids = st.sampled_from([f"i{n}" for n in range(16)])  # the id table knows i0 .. i11
+tags = st.lists(st.sampled_from(["a", "b", "c"]), max_size=2)
+
+
+class History(RuleBasedStateMachine):
+    """Any order of writes, with commits in between."""
+
+    @initialize(edge_weights=st.sampled_from([ALL_EQUAL, LIKED]), exponent=st.sampled_from([0.0, 0.5, 1.02]))
+    def begin(self, edge_weights: EdgeWeights, exponent: float) -> None:
+        self.writer = Writer()
+        parameters = make_parameters(edge_weights, dim=4, exponent=exponent)
+        self.state = LinearState(parameters, EXTRACTOR, self.writer.view)
+        self.pending = False
+
+    @rule(item_id=item_ids, tags=tags)
+    def put_item(self, item_id: str, tags: list[str]) -> None:
+        self.writer.put_item(item_id, tags)
+        self.pending = True
+
+    @precondition(lambda self: self.writer.items)
+    @rule(user_id=user_ids, value=values, data=st.data())
+    def rate(self, user_id: str, value: float, data: st.DataObject) -> None:
+        self.writer.rate(user_id, data.draw(st.sampled_from(sorted(self.writer.items))), value)
+        self.pending = True
+
+    @precondition(lambda self: self.writer.ratings)
+    @rule(data=st.data())
+    def delete_rating(self, data: st.DataObject) -> None:
+        self.writer.delete_rating(data.draw(st.sampled_from(sorted(self.writer.ratings))))
+        self.pending = True
+
+    @rule(user_id=user_ids, team=st.sampled_from(["red", "blue"]))
+    def put_user(self, user_id: str, team: str) -> None:
+        self.writer.put_user(user_id, team=team)
+        self.pending = True
+
+    @precondition(lambda self: self.writer.users)
+    @rule(data=st.data())
+    def delete_user(self, data: st.DataObject) -> None:
+        self.writer.delete_user(data.draw(st.sampled_from(sorted(self.writer.users))))
+        self.pending = True
+
+    @precondition(lambda self: self.writer.items)
+    @rule(data=st.data())
+    def delete_item(self, data: st.DataObject) -> None:
+        self.writer.delete_item(data.draw(st.sampled_from(sorted(self.writer.items))))
+        self.pending = True
+
+    @rule()
+    def commit(self) -> None:
+        self.writer.commit(self.state)
+        self.pending = False
+
+    @invariant()
+    def exact(self) -> None:
+        if not self.pending:
+            assert_exact(self.state, self.writer)
+
+
+History.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestHistory = History.TestCase
