@@ -53,7 +53,6 @@ class Coalescer(Generic[Item, Result]):
         # Ordered by arrival; a dict, so that a caller who gives up leaves in O(1) and frees its place.
         self._waiting: dict[asyncio.Future[Result], Item] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._starting = False  # a task was created that has not taken its batch yet
         self._closed = False
 
     @property
@@ -104,9 +103,8 @@ class Coalescer(Generic[Item, Result]):
 
     def _pump(self) -> None:
         # The task takes its batch when it first runs, so calls made in the same turn of the loop share it.
-        if self._starting or self._closed or not self._waiting or len(self._tasks) >= self._max_in_flight:
+        if self._closed or not self._waiting or len(self._tasks) >= self._max_in_flight:
             return
-        self._starting = True
         # An empty context: Ray Serve finds the request a handle call belongs to in a context variable, and
         # cancels the call when that request's client disconnects (serve/_private/replica.py, 2.60). Inherited
         # from the first caller, that would take down everybody else's items.
@@ -117,8 +115,6 @@ class Coalescer(Generic[Item, Result]):
     def _finished(self, task: asyncio.Task[None]) -> None:
         # A callback and not the end of `_run`: it also happens to a task cancelled before its first step.
         self._tasks.discard(task)
-        if not self._tasks:
-            self._starting = False
         self._pump()
 
     def _take(self, limit: int) -> dict[asyncio.Future[Result], Item]:
@@ -131,7 +127,6 @@ class Coalescer(Generic[Item, Result]):
 
     async def _run(self) -> None:
         batch = self._take(self._max_batch)
-        self._starting = False
         self._pump()  # more than one batch waits and more than one send is allowed
         if not batch:
             return

@@ -90,6 +90,8 @@ def proxy_environment(folder: Path, http_port: int) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Replicas answer users: Ray would run them at nice 15, behind everything else on the machine.
+        "RAY_worker_niceness": "0",
     }
 
 

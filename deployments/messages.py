@@ -1,8 +1,14 @@
-"""Plain data that crosses deployment handles and the ingress' backend protocol."""
+"""Plain data that crosses deployment handles and the ingress' backend protocol.
+
+What crosses with every recommendation defines `__reduce__`: pickling a slotted dataclass field by field, with
+a hook per object, costs more than ranking does (137 against 26 microseconds for ten items with reasons).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +19,21 @@ Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
+T = TypeVar("T")
+
+
+def _flat(cls: type[T]) -> type[T]:
+    """Pickle a dataclass as its class and its values."""
+    values = attrgetter(*(f.name for f in fields(cls)))  # type: ignore[arg-type]
+
+    def reduce(self: T) -> tuple[Any, ...]:
+        return cls, values(self)
+
+    cls.__reduce__ = reduce  # type: ignore[assignment]
+    return cls
+
+
+@_flat
 @dataclass(frozen=True, slots=True)
 class RecommendQuery:
     """One user's (or one anonymous session's) request for recommendations.
@@ -33,6 +54,7 @@ class RecommendQuery:
     min_version: int = 0
 
 
+@_flat
 @dataclass(frozen=True, slots=True)
 class UserQuery:
     """Asks the graph encoder for the vector of a user or of an anonymous session (exactly one is given)."""
@@ -42,6 +64,7 @@ class UserQuery:
     min_version: int = 0
 
 
+@_flat
 @dataclass(frozen=True, slots=True, eq=False)
 class UserVector:
     """A user's own side of a recommendation, all of one version. Seen items are oldest first."""
@@ -97,6 +120,21 @@ class RecommendAnswer:
     version: int
     item_version: int
     encoder: str  # digest of the encoder generation
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        entries = tuple(
+            (r.item_id, r.title, r.score, tuple((b.item_id, b.title, b.contribution) for b in r.because))
+            for r in self.recommendations
+        )
+        return _restore, (self.user_id, entries, self.basis, self.version, self.item_version, self.encoder)
+
+
+def _restore(user_id: str | None, entries: tuple[tuple[Any, ...], ...], *rest: Any) -> RecommendAnswer:
+    recommendations = tuple(
+        Recommendation(item_id, title, score, tuple(Reason(*b) for b in because))
+        for item_id, title, score, because in entries
+    )
+    return RecommendAnswer(user_id, recommendations, *rest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,6 +153,7 @@ class Ranker:
             if query.vector is not None and query.vector.shape != (self.dim,):
                 raise ValueError(f"a query's vector has shape {query.vector.shape}, expected ({self.dim},)")
         with self._lock.read():
+            count = len(self)
             results: list[RankResult] = [_NOTHING] * len(queries)
             whole: list[tuple[int, _Prepared]] = []
             searched: list[tuple[int, _Prepared]] = []
@@ -160,9 +161,9 @@ class Ranker:
                 prepared = self._prepare(query)
                 if query.vector is None:
                     results[place] = self._popular(prepared)
-                elif query.allowed is not None and len(query.allowed) <= self._exhaustive_items:
+                elif query.allowed is not None and min(len(query.allowed), count) <= self._exhaustive_items:
                     results[place] = self._rank(prepared, self._items.known_slots(query.allowed))
-                elif len(self) <= self._exhaustive_items:
+                elif count <= self._exhaustive_items:
                     whole.append((place, prepared))
                 else:
                     searched.append((place, prepared))
@@ -270,14 +271,10 @@ class Ranker:
         return self._explained(prepared, *_top(rows, scores, prepared.query.n))
 
     def _rank_whole(self, prepared: _Prepared, ids: Int64, targets: Int64, scores: Float32) -> RankResult:
-        """Rank the catalogue, given ids, positions and vector scores by slot; the scores are overwritten."""
+        """Rank the catalogue unfiltered, given ids, positions and vector scores (overwritten) by slot."""
         self._add_similarity(prepared, targets, scores)
         slots = self._items.index.slots(prepared.banned)
         scores[slots[slots >= 0]] = -np.inf
-        if prepared.query.allowed is not None:
-            passes = np.zeros(len(ids), np.bool_)
-            passes[self._items.known_slots(prepared.query.allowed)] = True
-            scores[~passes] = -np.inf
         return self._explained(prepared, *_top(ids, scores, prepared.query.n))
 
     def _popular(self, prepared: _Prepared) -> RankResult:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from graph.datasets.demo_dice import Dice
 from graph.datasets.demo_films import LAST_YEAR, Film, make_films
 from graph.datasets.demo_people import PERSONA, make_viewers
-from graph.datasets.demo_tastes import make_tastes, rate
+from graph.datasets.demo_tastes import make_tastes, pin, rate
 from graph.datasets.records import Progress, Records, no_progress
 from graph.datasets.rejects import Rejects
 
@@ -19,6 +19,7 @@ __all__ = ["NUM_FILMS", "NUM_RATINGS", "NUM_UNRATED", "NUM_VIEWERS", "PERSONA", 
 
 NUM_FILMS, NUM_VIEWERS, NUM_RATINGS = 1_200, 900, 60_000
 NUM_UNRATED = 20
+_PERSONA_RATINGS = 36
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class DemoDataset:
         films[-NUM_UNRATED:] = [_new_release(film) for film in films[-NUM_UNRATED:]]
         viewers = make_viewers(dice, NUM_VIEWERS)
         tastes = make_tastes(dice, NUM_VIEWERS, [viewer.favourites for viewer in viewers], NUM_RATINGS)
+        pin(tastes, 0, viewers[0].favourites, _PERSONA_RATINGS)
         unrated = frozenset(range(NUM_FILMS - NUM_UNRATED, NUM_FILMS))
         ratings = rate(dice, films, [viewer.user.user_id for viewer in viewers], tastes, unrated)
         records = Records(

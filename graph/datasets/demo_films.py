@@ -27,7 +27,7 @@ def make_films(dice: Dice, count: int) -> list[Film]:
     titles: set[str] = set()
     while len(films) < count:
         world = len(films) % len(WORLDS) if dice.chance(0.7) else dice.below(len(WORLDS))
-        title = _title(dice, WORLDS[world], titles)
+        title, place = _title(dice, WORLDS[world], titles)
         length = 2 + dice.below(3) if dice.chance(0.09) else 1
         year = _year(dice)
         themes = tuple(_themes(dice, WORLDS[world]))
@@ -38,24 +38,34 @@ def make_films(dice: Dice, count: int) -> list[Film]:
                 break
             titles.add(name)
             films.append(
-                _film(dice, f"film-{len(films) + 1:04d}", name, year + 3 * number, world, second, themes)
+                _film(
+                    dice, f"film-{len(films) + 1:04d}", name, year + 3 * number, world, second, themes, place
+                )
             )
     return films
 
 
 def _film(
-    dice: Dice, item_id: str, title: str, year: int, world: int, second: int | None, themes: tuple[int, ...]
+    dice: Dice,
+    item_id: str,
+    title: str,
+    year: int,
+    world: int,
+    second: int | None,
+    themes: tuple[int, ...],
+    place: str,
 ) -> Film:
     home = WORLDS[world]
     tags = list(home.genres)
     if second is not None:
         tags.append(WORLDS[second].genres[0])
     tags += [THEMES[theme] for theme in themes]
-    item = PutItem(item_id, title, tuple(dict.fromkeys(tags)), year, _plot(dice, home))
+    item = PutItem(item_id, title, tuple(dict.fromkeys(tags)), year, _plot(dice, home, place))
     return Film(item, world, second if second != world else None, themes)
 
 
-def _title(dice: Dice, world: World, taken: set[str]) -> str:
+def _title(dice: Dice, world: World, taken: set[str]) -> tuple[str, str]:
+    """A title nobody has, and the place where the film is set."""
     while True:
         adjective, place = dice.pick(world.adjectives), _place(dice, world)
         noun, other = dice.sample(world.nouns, 2)
@@ -72,7 +82,7 @@ def _title(dice: Dice, world: World, taken: set[str]) -> str:
             )
         )
         if title not in taken:
-            return title
+            return title, place
 
 
 def _sequels(dice: Dice, title: str, count: int) -> list[str]:
@@ -85,8 +95,7 @@ def _place(dice: Dice, world: World) -> str:
     return dice.pick(world.places).replace("-", " ")
 
 
-def _plot(dice: Dice, world: World) -> str:
-    place = _place(dice, world)
+def _plot(dice: Dice, world: World, place: str) -> str:
     setup = dice.pick(world.setups).format(place=place)
     sentences = [f"{dice.pick(world.heroes)} {setup}", dice.pick(world.turns)]
     if dice.chance(0.6):

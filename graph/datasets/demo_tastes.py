@@ -59,6 +59,15 @@ def make_tastes(dice: Dice, num_users: int, favourites: Sequence[Sequence[int]],
     )
 
 
+def pin(tastes: Tastes, user: int, favourites: Sequence[int], appetite: int) -> None:
+    """Give one viewer a plain taste, whatever the seed: `favourites`, and little else."""
+    tastes.worlds[:, user] = -0.7
+    tastes.worlds[:, user, list(favourites)] = 2.0
+    tastes.themes[user] = 0.0
+    tastes.temper[user] = 0.0
+    tastes.appetite[user] = appetite
+
+
 def rate(
     dice: Dice, films: Sequence[Film], user_ids: Sequence[str], tastes: Tastes, unrated: frozenset[int]
 ) -> RatingColumns:

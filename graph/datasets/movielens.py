@@ -41,11 +41,10 @@ _GENRES_100K = (
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """How one family of folders is written; `required` and `optional` are file names."""
+    """How one family of folders is written; `required` are the file names that tell it."""
 
     name: str
     required: tuple[str, ...]
-    optional: tuple[str, ...]
     load: Callable[[_Folder], Records]
 
 
@@ -183,9 +182,9 @@ def _load_100k(folder: _Folder) -> Records:
 
 
 _LAYOUTS = (
-    _Layout("latest", ("movies.csv", "ratings.csv"), ("tags.csv",), _load_latest),
-    _Layout("1m", ("movies.dat", "ratings.dat"), ("users.dat",), _load_1m),
-    _Layout("100k", ("u.data", "u.item", "u.user"), ("u.genre",), _load_100k),
+    _Layout("latest", ("movies.csv", "ratings.csv"), _load_latest),
+    _Layout("1m", ("movies.dat", "ratings.dat"), _load_1m),
+    _Layout("100k", ("u.data", "u.item", "u.user"), _load_100k),
 )
 
 

@@ -11,7 +11,7 @@ A message of user u to its items is m_u = d_u^-(2-p) * sum_j a_uj q_j, and S_j =
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,13 @@ from graph.schema import Item
 from graph.view import Delta, GraphView, RatingDeltas
 from models.graph_encoder.features import FeatureExtractor
 from models.graph_encoder.item_tables import item_tables
+from models.graph_encoder.numerics import Matrix, dense, grown, power, row_sums, segment_sums
 from models.graph_encoder.parameters import LinearParameters
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Float64: TypeAlias = npt.NDArray[np.float64]
 Int32: TypeAlias = npt.NDArray[np.int32]
 Int64: TypeAlias = npt.NDArray[np.int64]
-_Matrix: TypeAlias = "sp.csr_matrix[np.float64]"
-_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _GROWTH = 1.25
 _FEATURE_CHUNK = 10_000
@@ -119,7 +118,7 @@ class LinearState:
         indptr, items, values = self._view.ratings_of_many(user_rows)
         weights = self._weigh(values)
         matrix = sp.csr_matrix((weights, items, indptr), shape=(len(user_rows), len(self._source)))
-        totals = _segment_sums(weights, indptr)
+        totals = segment_sums(weights, indptr)
         vectors = np.asarray(matrix @ self._source, np.float32)
         vectors /= np.where(totals > 0, totals, np.float32(1))[:, None]
         for n, row in enumerate(user_rows.tolist()):
@@ -145,7 +144,7 @@ class LinearState:
         if total == 0:
             return np.zeros(self.parameters.dim, np.float32)
         message = total**self._message_exponent * (weights @ self._q[rows].astype(np.float64))
-        scale = _power(self._degree[rows] + weights, self._degree_exponent)
+        scale = power(self._degree[rows] + weights, self._degree_exponent)
         i1 = (self._sums[rows] + weights[:, None] * message) * scale[:, None]
         vector = weights @ (self._source_base[rows] + self._w1 * i1) / total
         return np.asarray(vector, np.float32)
@@ -249,20 +248,20 @@ class LinearState:
         q = self._q[items].astype(np.float64)
         after = now @ q
         before = after + change @ q
-        total_after = _row_sums(now)
+        total_after = row_sums(now)
         total_before = total_after + np.bincount(user_of, old - new, len(users))
         appeared = (new > 0).astype(np.int64) - (old > 0)
         liked_before = np.diff(now.indptr) - np.bincount(user_of, appeared, len(users)).round()
         total_before[liked_before == 0] = 0.0
-        after *= _power(total_after, self._message_exponent)[:, None]
-        before *= _power(total_before, self._message_exponent)[:, None]
-        self._sums[items] += _dense(now.T @ (after - before) - change.T @ before)
+        after *= power(total_after, self._message_exponent)[:, None]
+        before *= power(total_before, self._message_exponent)[:, None]
+        self._sums[items] += dense(now.T @ (after - before) - change.T @ before)
         self._degree[items] += np.bincount(places, new - old, len(items))
         self._liked[items] += np.bincount(places, appeared, len(items)).round().astype(np.int32)
         empty = items[self._liked[items] == 0]
         self._sums[empty] = 0.0
         self._degree[empty] = 0.0
-        self._scale[items] = _power(self._degree[items], self._degree_exponent)
+        self._scale[items] = power(self._degree[items], self._degree_exponent)
         self._refresh(items, self._sums[items])
 
     def _put_items(self, items: Sequence[Item]) -> None:
@@ -290,12 +289,12 @@ class LinearState:
         raters = np.unique(np.concatenate([self._likers(row) for row in rows[moved].tolist()]))
         weights, touched = self._weights_of(raters.astype(np.int64))
         columns = weights[:, np.searchsorted(touched, rows[moved])]
-        factors = sp.diags_array(_power(_row_sums(weights), self._message_exponent))
+        factors = sp.diags_array(power(row_sums(weights), self._message_exponent))
         # Both orders are exact; which is cheaper depends on how many items moved.
         if len(moved) < self.parameters.dim:
             self._sums[touched] += (weights.T @ (factors @ columns)).toarray() @ moves[moved]
         else:
-            self._sums[touched] += _dense(weights.T @ (factors @ (columns @ moves[moved])))
+            self._sums[touched] += dense(weights.T @ (factors @ (columns @ moves[moved])))
         self._refresh(touched, self._sums[touched])
 
     def _refresh(self, rows: Int64, sums: Float64) -> None:
@@ -334,7 +333,7 @@ class LinearState:
 
     def _weights_of(
         self, user_rows: Int64, also: npt.NDArray[np.integer] | None = None
-    ) -> tuple[_Matrix, Int64]:
+    ) -> tuple[Matrix, Int64]:
         """Positive weights of some users, [users, columns], and the item row of each column, ascending.
 
         Columns are the items those users like, and the rows in `also`.
@@ -383,11 +382,11 @@ class LinearState:
         num_users = int(users[-1]) + 1 if len(users) else 0
         matrix = sp.csr_matrix((weights, (users, items)), shape=(num_users, self._rows))
         messages = matrix @ self._q[: self._rows].astype(np.float64)
-        messages *= _power(_row_sums(matrix), self._message_exponent)[:, None]
-        self._sums[: self._rows] = _dense(matrix.T @ messages)
+        messages *= power(row_sums(matrix), self._message_exponent)[:, None]
+        self._sums[: self._rows] = dense(matrix.T @ messages)
         self._degree[: self._rows] = np.bincount(items, weights, self._rows)
         self._liked[: self._rows] = np.bincount(items, minlength=self._rows)
-        self._scale[: self._rows] = _power(self.degree, self._degree_exponent)
+        self._scale[: self._rows] = power(self.degree, self._degree_exponent)
         everything = np.arange(self._rows)
         self._refresh(everything, self._sums[: self._rows])
 
@@ -395,7 +394,7 @@ class LinearState:
         if count > len(self._q):
             size = max(count, int(len(self._q) * _GROWTH) + 16)
             for name in self._TABLES:
-                setattr(self, name, _grown(getattr(self, name), self._rows, size))
+                setattr(self, name, grown(getattr(self, name), self._rows, size))
         # New rows of deleted or unknown items still are rows that changed: a follower must learn of them.
         self._changed[self._rows : count] = self.version
         self._rows = max(self._rows, count)
@@ -413,29 +412,3 @@ class LinearState:
         "_liked",
         "_changed",
     )
-
-
-def _power(base: Float64, exponent: float) -> Float64:
-    """Power of a non-negative base, zero where the base is zero."""
-    positive = base > 0
-    return np.where(positive, np.where(positive, base, 1.0) ** exponent, 0.0)
-
-
-def _dense(product: object) -> Float64:
-    return np.asarray(product, np.float64)
-
-
-def _row_sums(matrix: _Matrix) -> Float64:
-    return np.asarray(matrix.sum(axis=1), np.float64).reshape(-1)
-
-
-def _segment_sums(values: Float32, indptr: Int64) -> Float32:
-    # A sentinel keeps the start of an empty last segment inside the array.
-    sums = np.add.reduceat(np.append(values, np.float32(0)), indptr[:-1])
-    return np.where(np.diff(indptr) > 0, sums, np.float32(0))
-
-
-def _grown(array: npt.NDArray[_Scalar], used: int, size: int) -> npt.NDArray[_Scalar]:
-    larger = np.zeros((size, *array.shape[1:]), array.dtype)
-    larger[:used] = array[:used]
-    return larger

@@ -166,6 +166,7 @@ async def test_a_batch_whose_callers_all_left_does_not_stop_later_ones() -> None
             release.set()
         await asyncio.sleep(0)
     assert await asyncio.wait_for(late[0], 5) == 30
+    assert gate.batches == [[3]]
 
 
 async def test_a_caller_does_not_take_the_send_down_with_its_context() -> None:

@@ -86,6 +86,7 @@ class AdjacencyModel(RuleBasedStateMachine):
         for row in range(ROWS):
             start, capacity = int(self.adjacency._start[row]), int(self.adjacency._capacity[row])
             assert self.adjacency.degree(row) <= capacity
+            assert self.adjacency.degree(row) > 0 or capacity == 0
             taken[start : start + capacity] += 1
         for capacity, starts in self.adjacency._free.items():
             for start in starts:

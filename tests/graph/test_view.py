@@ -1,4 +1,4 @@
-"""`GraphView` equals plain dicts after any changes; its deltas tell the difference; applying is idempotent."""
+"""`GraphView` equals plain dicts after any changes, and its deltas tell the difference."""
 
 from __future__ import annotations
 

@@ -131,6 +131,22 @@ def test_every_flipped_byte_of_the_manifest_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(path)
 
 
+def test_another_spelling_of_the_manifest_is_noticed(tmp_path: Path) -> None:
+    path = save_one(tmp_path)
+    file = path / "encoder.json"
+    content = file.read_bytes()
+    for changed in (
+        content + b" ",
+        content.replace(b'{"d', b'{"kind":"linear","d', 1),
+        b'["a"]',
+        b"[" * 100_000,
+    ):
+        assert changed != content
+        file.write_bytes(changed)
+        with pytest.raises(Corrupt):
+            load_checkpoint(path)
+
+
 def test_flipped_bytes_of_the_tensors_are_noticed(tmp_path: Path) -> None:
     path = save_one(tmp_path)
     file = path / "tensors.safetensors"

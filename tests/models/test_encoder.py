@@ -192,6 +192,8 @@ def test_a_cached_vector_is_not_a_window_into_the_tables() -> None:
     encoder = StructuralEncoder(make_parameters()).attach(view)
     vector = encoder.encode_single("i1")
     before = vector.clone()
+    encoder.encode_by_id(encoder.user_ids[:9], "user")
+    assert all(entry.untyped_storage().nbytes() == 8 * 4 for entry, _, _ in encoder._cache._entries.values())
     for user in range(30):
         encoder.apply(rate(view, user, 1, 5.0))
     assert torch.equal(vector, before)

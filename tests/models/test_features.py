@@ -78,6 +78,10 @@ def test_a_long_text_does_not_drown_the_tags() -> None:
     assert overlap(WIDE, one, other) > 0.8
 
 
+def test_a_repeated_word_counts_once() -> None:
+    assert overlap(WIDE, make_item(text="sea sea sea fog"), make_item(text="sea fog")) == pytest.approx(1)
+
+
 def test_fields_do_not_mix() -> None:
     assert overlap(WIDE, make_item(tags=("war",)), make_item(title="war")) == 0
     assert overlap(WIDE, make_item(title="war"), make_item(text="war")) == 0

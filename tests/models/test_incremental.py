@@ -163,7 +163,6 @@ def assert_exact(state: LinearState, writer: Writer) -> None:
         np.testing.assert_allclose(
             getattr(state, name), expected, atol=TOLERANCE * scale, rtol=0, err_msg=name
         )
-    # Exactly: the next rating of the item would be divided by what rounding left.
     empty = np.flatnonzero(oracle.weights.sum(axis=0) == 0)
     assert not state.degree[empty].any()
     assert not state._sums[empty].any()
@@ -262,6 +261,13 @@ def test_the_last_edge_leaves_exactly_nothing(edge_weights: EdgeWeights, per_ver
     for step, n in enumerate(rng.permutation(len(pairs)).tolist(), 1):
         writer.delete_rating(pairs[n])
         if step % per_version == 0:
+            writer.commit(state)
+            left = np.unique([i for (_, i), value in writer.ratings.items() if edge_weights([value])[0] > 0])
+            empty = np.setdiff1d(np.arange(state.num_item_rows), left)
+            # Exactly: the next rating of the item would be divided by what rounding left.
+            assert not state.degree[empty].any()
+            assert not state._sums[empty].any()
+        if step % 25 == 0:
             writer.commit(state)
             assert_exact(state, writer)
     writer.commit(state)

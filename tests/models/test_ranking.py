@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from dataclasses import dataclass, replace
 
@@ -236,15 +237,15 @@ def test_candidates_bring_in_neighbours_of_recently_liked_items() -> None:
     assert not {by_position[20], by_position[23]} & set(result)
     banned = replace(query, exclude=np.array([by_position[21]]), allowed=np.array(sorted(world.items)))
     assert by_position[21] not in world.ranker.recommend([banned])[0].rows.tolist()
-    # A deleted neighbour is no candidate, and one created again under its id is.
-    world.ranker.remove(np.array([by_position[22]]))
-    again = np.array([5000])
-    assert by_position[22] not in world.ranker.recommend([query])[0].rows.tolist()
-    world.ranker.upsert(
-        again, np.zeros((1, DIM)), np.zeros((1, DIM)), np.zeros(1), np.zeros(1), np.array([22])
-    )
-    world.ranker.remove(np.array([by_position[22]]))  # late: must not take the place from row 5000
-    assert 5000 in world.ranker.recommend([query])[0].rows.tolist()
+    # Created again under the same id while the row before is still here, which goes late.
+    old, again, one = np.array([by_position[22]]), np.array([5000]), np.zeros(1)
+    world.ranker.upsert(again, np.zeros((1, DIM)), np.zeros((1, DIM)), one, one, np.array([22]))
+    world.ranker.remove(old)
+    result = world.ranker.recommend([query])[0].rows.tolist()
+    assert 5000 in result and by_position[22] not in result
+    # A deleted neighbour is no candidate.
+    world.ranker.remove(again)
+    assert 5000 not in world.ranker.recommend([query])[0].rows.tolist()
 
 
 class Forgetful:
@@ -277,9 +278,9 @@ def test_short_candidate_lists_are_widened(filtered: bool) -> None:
 
 def test_equal_scores_are_ordered_by_row(path: Path) -> None:
     ranker = Ranker(DIM, None, path[0], exhaustive_items=path[1])
-    rows = np.random.default_rng(0).permutation(50)
-    zeros = np.zeros((50, DIM), np.float32)
-    ranker.upsert(rows, zeros, zeros, np.zeros(50), np.ones(50), rows)
+    zero = np.zeros((1, DIM), np.float32)
+    for row in np.random.default_rng(0).permutation(50):  # one by one, so that slots are not in order
+        ranker.upsert(np.array([row]), zero, zero, np.zeros(1), np.ones(1), np.array([row]))
     for vector in (np.ones(DIM, np.float32), None):
         result = ranker.recommend([RankQuery(vector, n=7)])[0]
         assert result.rows.tolist() == list(range(7))
@@ -351,26 +352,35 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
 
 
 def test_an_answer_never_mixes_two_states() -> None:
-    """Every write gives all items one score; an answer with two scores saw half a write."""
+    """Every write sets all targets and biases to one value: score = 2 * value, every reason = value."""
     ranker = Ranker(1, None, RankingSettings(0.0))
     rows = np.arange(200)
     ones = np.ones((200, 1), np.float32)
-    ranker.upsert(rows, ones, ones * 0, np.zeros(200), rows, rows)
+    ranker.upsert(rows, ones, ones, np.ones(200), rows, rows)
     stop = threading.Event()
-    mixed: list[np.ndarray] = []
+    mixed: list[object] = []
+    query = RankQuery(
+        np.ones(1, np.float32), np.array([3]), np.ones(1, np.float32), n=200, exclude_seen=False
+    )
 
     def read() -> None:
         while not stop.is_set():
-            result = ranker.recommend([RankQuery(np.ones(1, np.float32), n=200)])[0]
-            if len(result) < 200 or result.scores.min() != result.scores.max():
-                mixed.append(result.scores)
+            result = ranker.recommend([query])[0]
+            answers = {*result.scores.tolist(), *(2 * reason[0][1] for reason in result.reasons)}
+            if len(result) != 200 or len(answers) != 1:
+                mixed.append(answers)
 
     readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
-    for reader in readers:
-        reader.start()
-    for value in range(1, 200):
-        ranker.upsert(rows, ones, ones * value, np.full(200, value), rows, rows)
-    stop.set()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for reader in readers:
+            reader.start()
+        for value in range(1, 200):
+            ranker.upsert(rows, ones, ones * value, np.full(200, value), rows, rows)
+    finally:
+        stop.set()
+        sys.setswitchinterval(interval)
     for reader in readers:
         reader.join(timeout=20)
         assert not reader.is_alive()

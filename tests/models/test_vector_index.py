@@ -197,7 +197,7 @@ def test_searches_beside_mutation_never_see_half_a_write() -> None:
             if scores.min() != scores.max():
                 torn.append(scores)
 
-    readers = [threading.Thread(target=read) for _ in range(2)]
+    readers = [threading.Thread(target=read, daemon=True) for _ in range(2)]
     for reader in readers:
         reader.start()
     for value in range(1, 300):
