@@ -9,10 +9,11 @@ from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.ingress import encoders, items, nodes, operations, ratings, recommendations, users
 from deployments.ingress.backend import Backend
-from deployments.ingress.edge import App, Edge, Receive, Scope, Send
+from deployments.ingress.edge import Edge
 from deployments.ingress.exchange import Service
 from deployments.ingress.schemas import ErrorAnswer
 
@@ -65,9 +66,9 @@ class _Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._edge(scope, receive, send)
 
-    def build_middleware_stack(self) -> App:
+    def build_middleware_stack(self) -> ASGIApp:
         # Without ServerErrorMiddleware and ExceptionMiddleware, so that every exception reaches the edge.
-        app: App = AsyncExitStackMiddleware(self.router)
+        app: ASGIApp = AsyncExitStackMiddleware(self.router)
         for middleware, args, kwargs in reversed(self.user_middleware):
             app = middleware(app, *args, **kwargs)
         return app

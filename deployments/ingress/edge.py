@@ -11,21 +11,15 @@ import itertools
 import logging
 import re
 import secrets
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
 
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.ingress.errors import Failure, failure_of
 from deployments.ingress.exchange import Exchange, Service
 from deployments.ingress.operations import alive
 from deployments.ingress.recommendations import recommend_user
-
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("weft.ingress")
 
@@ -37,7 +31,7 @@ _JSON = (b"content-type", b"application/json")
 class Edge:
     """Wraps the application; every answer leaves through here with its `x-request-id`."""
 
-    def __init__(self, app: App, service: Service, max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, service: Service, max_body_bytes: int) -> None:
         self._app = app
         self._service = service
         self._max_body_bytes = max_body_bytes
@@ -62,7 +56,7 @@ class Edge:
             if body is None:
                 limited = self._limited(headers, receive)
 
-                async def identified(message: dict[str, Any]) -> None:
+                async def identified(message: Message) -> None:
                     nonlocal answered
                     if message["type"] == "http.response.start":
                         answered = True
@@ -105,7 +99,7 @@ class Edge:
             raise _too_large(limit)
         received = 0
 
-        async def counted() -> dict[str, Any]:
+        async def counted() -> Message:
             nonlocal received
             message = await receive()
             if message["type"] == "http.request":

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 from fastapi.exceptions import RequestValidationError
@@ -123,7 +124,7 @@ def _invalid(exception: RequestValidationError, request_id: str) -> Failure:
         # FastAPI leaves a body unparsed when its content type is not JSON. That check stays strict on
         # purpose: with it, a web page of another origin cannot write without a preflight.
         return failure(415, "unsupported_media_type", "send content-type: application/json", request_id)
-    errors = exception.errors()
+    errors: list[dict[str, Any]] = list(exception.errors())
     first = errors[0] if errors else {"type": "value_error", "loc": (), "msg": "invalid request"}
     if first["type"] == "json_invalid":
         position = first["loc"][-1]

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from deployments.ingress.backend import Backend
 from deployments.ingress.queries import QuerySpec, refuse_query
@@ -40,9 +41,7 @@ class Exchange:
 
     __slots__ = ("headers", "request_id", "scope", "service")
 
-    def __init__(
-        self, service: Service, scope: dict[str, Any], headers: dict[bytes, bytes], request_id: str
-    ) -> None:
+    def __init__(self, service: Service, scope: Scope, headers: dict[bytes, bytes], request_id: str) -> None:
         self.service = service
         self.scope = scope
         self.headers = headers
