@@ -72,6 +72,15 @@ def wait_for_signal() -> None:
         pass  # with a timeout, so that the main thread gets to run the handler
 
 
+def exit_on_sigterm() -> None:
+    """Until `wait_for_signal` takes over, SIGTERM unwinds like Ctrl-C, so that nothing is left running."""
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 def proxy_environment(folder: Path, http_port: int) -> dict[str, str]:
     """HAProxy in front of Serve, with paths of this run alone and free ports on loopback."""
     stats, metrics, fallback = _free_ports(3, avoid=http_port)

@@ -125,7 +125,9 @@ def _invalid(exception: RequestValidationError, request_id: str) -> Failure:
         # purpose: with it, a web page of another origin cannot write without a preflight.
         return failure(415, "unsupported_media_type", "send content-type: application/json", request_id)
     errors: list[dict[str, Any]] = list(exception.errors())
-    first = errors[0] if errors else {"type": "value_error", "loc": (), "msg": "invalid request"}
+    first: dict[str, Any] = (
+        errors[0] if errors else {"type": "value_error", "loc": (), "msg": "invalid request"}
+    )
     if first["type"] == "json_invalid":
         position = first["loc"][-1]
         reason = first.get("ctx", {}).get("error", "syntax error")

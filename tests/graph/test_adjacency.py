@@ -95,10 +95,7 @@ class AdjacencyModel(RuleBasedStateMachine):
 
 
 AdjacencyModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
-
-
-class TestAdjacencyModel(AdjacencyModel.TestCase):
-    pytestmark = pytest.mark.filterwarnings("error")
+TestAdjacencyModel = AdjacencyModel.TestCase
 
 
 def test_rows_grow_without_touching_what_is_there() -> None:

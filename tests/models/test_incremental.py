@@ -277,6 +277,22 @@ def test_the_last_edge_leaves_exactly_nothing(edge_weights: EdgeWeights, per_ver
     assert not state._sums.any()
 
 
+def test_a_user_who_liked_nothing_before_starts_from_exactly_nothing() -> None:
+    writer, rng = random_graph(16), np.random.default_rng(17)
+    weights = EdgeWeights((0.5, 1.5, 3.0, 4.5), (0.0, 1e-9, 1.0, 2.5))
+    state = LinearState(make_parameters(weights), EXTRACTOR, writer.view)
+    for n in range(40):
+        items = rng.choice(20, 9, replace=False)
+        for item in items.tolist():
+            writer.rate(f"new{n}", f"i{item}", 1.0)
+        writer.commit(state)
+        # In another order, so that adding up and taking away round differently.
+        for item in rng.permutation(items).tolist():
+            writer.rate(f"new{n}", f"i{item}", float(rng.choice([2.0, 3.0, 5.0])))
+        writer.commit(state)
+    assert_exact(state, writer)
+
+
 def test_a_recreated_item_gets_its_id_table_entry_back() -> None:
     writer = random_graph(6)
     state = LinearState(make_parameters(), EXTRACTOR, writer.view)

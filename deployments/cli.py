@@ -1,0 +1,399 @@
+"""`weft`: the command line. stdout is data, stderr is progress; exit status 1 for an error a user can mend."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from deployments.settings import Settings
+from graph.errors import InvalidInput, WeftError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+imports = typer.Typer(no_args_is_help=True)
+encoders = typer.Typer(no_args_is_help=True)
+app.add_typer(imports, name="import", help="Bring data in.")
+app.add_typer(encoders, name="encoder", help="Trained encoders.")
+
+messages = Console(stderr=True, highlight=False)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Strict = Annotated[bool, typer.Option(help="Refuse everything if one row is bad.")]
+RejectsFile = Annotated[Path, typer.Option("--rejects", help="Where bad rows are listed.")]
+
+
+def main() -> None:
+    """Entry point of the `weft` command."""
+    try:
+        app()
+    except WeftError as error:
+        messages.print(f"[red]error:[/red] {error.message}", soft_wrap=True)
+        sys.exit(1)
+    except ValidationError as error:
+        for problem in error.errors():
+            where = "__".join(str(part) for part in problem["loc"]).upper()
+            messages.print(f"[red]error:[/red] WEFT_{where}: {problem['msg']}", soft_wrap=True)
+        sys.exit(1)
+    except _client_errors() as error:
+        messages.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        sys.exit(1)
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    from deployments.client import WeftAPIError
+
+    return (WeftAPIError,)
+
+
+# ------------------------------------------------------------------------------------------------ the service
+
+
+@app.command()
+def run(
+    data: Annotated[
+        Path | None, typer.Option(help="MovieLens folder to start from; default: the generated catalogue.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option(help="Show Ray's own messages.")] = False,
+) -> None:
+    """Fill an empty store, train an encoder if there is none, and serve until Ctrl-C."""
+    from deployments.launcher import check_port, exit_on_sigterm, running, wait_for_signal
+    from deployments.store_access import active_encoder
+
+    exit_on_sigterm()
+    settings = Settings()
+    check_port(settings)
+    try:
+        _fill_if_empty(settings, data)
+        if active_encoder(settings) is None:
+            messages.print("No encoder yet: training one.")
+            _train_and_activate(settings, seed=0)
+        messages.print("Starting the service ...")
+        with running(settings, quiet=not verbose):
+            _welcome(settings)
+            wait_for_signal()
+            messages.print("Stopping ...")
+    except KeyboardInterrupt:
+        messages.print("Interrupted; what was written is kept.")
+        sys.exit(130)
+    messages.print("Stopped.")
+
+
+def _fill_if_empty(settings: Settings, data: Path | None) -> None:
+    from graph.datasets import DemoDataset, MovieLensDataset
+    from graph.store import GraphStore
+
+    store = GraphStore(settings.store_url)
+    empty = store.is_empty()
+    store.close()
+    if not empty:
+        if data is not None:
+            messages.print(
+                f"The store in {settings.data_dir} has data already: {data} is not imported. Choose another "
+                "WEFT_DATA_DIR for a fresh start, or use `weft import movielens`."
+            )
+        return
+    dataset = DemoDataset() if data is None else MovieLensDataset(data)
+    messages.print(f"The store in {settings.data_dir} is empty: importing {dataset.name}.")
+    _import(settings, dataset, Path("rejects.csv"), strict=False, as_json=None)
+
+
+def _welcome(settings: Settings) -> None:
+    from deployments.client import WeftClient
+
+    with WeftClient(settings.url) as client:
+        user = client.list_users(limit=1).records[0].user_id
+        item = client.recommend(user, n=1).recommendations[0].item_id
+    print(f"Weft is ready at {settings.url} (API: {settings.url}/docs). Try:\n")
+    print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'")
+    print(
+        f"  curl -X POST {settings.url}/v1/ratings -H 'content-type: application/json' \\\n"
+        f'       -d \'{{"user_id": "{user}", "item_id": "{item}", "value": 5}}\''
+    )
+    print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'\n")
+    print("Ctrl-C stops it.", flush=True)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """What the running service says of itself."""
+    from deployments.client import WeftClient
+
+    settings = Settings()
+    with WeftClient(settings.url) as client:
+        found = client.status()
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("part", "fact", "value")
+    for part, facts in found.items():
+        for name, value in (facts.items() if isinstance(facts, dict) else [("", facts)]):
+            table.add_row(part, name, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    Console().print(table)
+
+
+@app.command()
+def config(as_json: AsJson = False) -> None:
+    """Every setting: its value, where it came from, what it means."""
+    settings = Settings()
+    rows = list(_settings_rows(settings, Settings(), ""))
+    if as_json:
+        _print_json({row["variable"]: row for row in rows})
+        return
+    table = Table("variable", "value", "from", "meaning")
+    for row in rows:
+        table.add_row(row["variable"], row["value"], row["from"], row["meaning"])
+    Console().print(table)
+
+
+def _settings_rows(settings: Any, defaults: Any, prefix: str) -> Iterator[dict[str, str]]:
+    import os
+
+    for name, field in type(settings).model_fields.items():
+        value, path = getattr(settings, name), f"{prefix}{name}"
+        if hasattr(value, "model_fields_set"):
+            yield from _settings_rows(value, getattr(defaults, name), f"{path}__")
+            continue
+        variable = f"WEFT_{path.upper()}"
+        origin = "environment" if any(variable == key.upper() for key in os.environ) else "default"
+        yield {
+            "variable": variable,
+            "value": str(value),
+            "from": origin,
+            "meaning": field.description or "",
+        }
+
+
+# ------------------------------------------------------------------------------------------------------ data
+
+
+@imports.command("movielens")
+def import_movielens(
+    path: Annotated[Path, typer.Argument(help="Folder of ml-latest-small, ml-100k, ml-1m or ml-25m.")],
+    strict: Strict = False,
+    rejects: RejectsFile = Path("rejects.csv"),
+    as_json: AsJson = False,
+) -> None:
+    """Import a MovieLens folder."""
+    from graph.datasets import MovieLensDataset
+
+    _import(Settings(), MovieLensDataset(path), rejects, strict, as_json)
+
+
+@imports.command("csv")
+def import_csv(
+    ratings: Annotated[Path, typer.Option(help="Ratings, one per row, with a header.")],
+    items: Annotated[Path | None, typer.Option(help="Items, one per row, with a header.")] = None,
+    user_column: Annotated[str, typer.Option()] = "user_id",
+    item_column: Annotated[str, typer.Option()] = "item_id",
+    rating_column: Annotated[str, typer.Option(help="Empty for implicit feedback.")] = "rating",
+    timestamp_column: Annotated[str | None, typer.Option(help="Unix seconds.")] = None,
+    scale: Annotated[
+        tuple[float, float] | None, typer.Option(help="Lowest and highest rating, mapped onto 0.5 to 5.")
+    ] = None,
+    item_id_column: Annotated[str, typer.Option()] = "item_id",
+    title_column: Annotated[str, typer.Option()] = "title",
+    tags_column: Annotated[str | None, typer.Option()] = None,
+    tag_separator: Annotated[str, typer.Option()] = "|",
+    year_column: Annotated[str | None, typer.Option()] = None,
+    text_column: Annotated[str | None, typer.Option()] = None,
+    delimiter: Annotated[str, typer.Option()] = ",",
+    encoding: Annotated[str, typer.Option()] = "utf-8",
+    strict: Strict = False,
+    rejects: RejectsFile = Path("rejects.csv"),
+    as_json: AsJson = False,
+) -> None:
+    """Import tables with columns of any name."""
+    from graph.datasets import TableDataset, TableOptions
+
+    options = TableOptions(
+        ratings=ratings,
+        items=items,
+        delimiter=delimiter,
+        encoding=encoding,
+        user_column=user_column,
+        item_column=item_column,
+        rating_column=rating_column or None,
+        timestamp_column=timestamp_column,
+        scale=scale,
+        item_id_column=item_id_column,
+        title_column=title_column,
+        tags_column=tags_column,
+        tag_separator=tag_separator,
+        year_column=year_column,
+        text_column=text_column,
+    )
+    _import(Settings(), TableDataset(options), rejects, strict, as_json)
+
+
+@app.command()
+def demo(
+    seed: Annotated[int, typer.Option(help="Another seed, another catalogue.")] = 7, as_json: AsJson = False
+) -> None:
+    """Import the generated catalogue."""
+    from graph.datasets import DemoDataset
+
+    _import(Settings(), DemoDataset(seed), Path("rejects.csv"), strict=False, as_json=as_json)
+
+
+def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_json: bool | None) -> None:
+    """Import with a bar; `as_json` None prints the summary as a message instead of as data."""
+    from deployments.store_access import open_writer
+    from graph.datasets import Rejects, run_import
+
+    with open_writer(settings, "weft import") as write, _bar() as report:
+        summary = run_import(
+            dataset, write, Rejects(rejects), strict, lambda stage, done, total: report(stage, done, total, "")
+        )
+    if as_json:
+        _print_json(asdict(summary))
+        return
+    line = (
+        f"{summary.kept:,} rows kept, {summary.rejected:,} rejected; {summary.items:,} items, "
+        f"{summary.ratings:,} ratings, {summary.memories:,} memories; {summary.changed:,} rows changed"
+    )
+    (messages if as_json is None else Console(highlight=False)).print(line, soft_wrap=True)
+    if summary.rejected:
+        messages.print(f"The rejected rows are in {rejects}.")
+
+
+# -------------------------------------------------------------------------------------------------- encoders
+
+
+@app.command()
+def train(
+    seed: Annotated[int, typer.Option(help="Same seed, same encoder.")] = 0,
+    activate: Annotated[bool, typer.Option(help="Make it the running encoder.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Train an encoder on the ratings of the store and put it into service."""
+    settings = Settings()
+    path, metadata = _train_and_activate(settings, seed) if activate else _train(settings, seed)
+    if as_json:
+        _print_json({"encoder": path.name, "path": str(path), "metadata": metadata})
+    else:
+        print(path.name)
+
+
+@encoders.command("list")
+def list_encoders(as_json: AsJson = False) -> None:
+    """Encoders in the data directory."""
+    from deployments.store_access import active_encoder
+    from models.graph_encoder.checkpoint import load_checkpoint
+
+    settings = Settings()
+    active = active_encoder(settings)
+    folder = settings.encoder_dir
+    found = [
+        {"encoder": path.name, "active": path == active, "dim": load_checkpoint(path).parameters.dim}
+        for path in sorted(folder.iterdir() if folder.is_dir() else [])
+    ]
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("encoder", "active", "dim")
+    for row in found:
+        table.add_row(str(row["encoder"]), "yes" if row["active"] else "", str(row["dim"]))
+    Console().print(table)
+
+
+@encoders.command("activate")
+def activate_encoder(digest: str) -> None:
+    """Make an encoder the running one, without a failed request."""
+    from deployments.store_access import activate
+    from models.graph_encoder.checkpoint import load_checkpoint
+
+    settings = Settings()
+    if not (settings.encoder_dir / digest).is_dir():
+        raise InvalidInput(f"no encoder {digest!r} in {settings.encoder_dir}: see `weft encoder list`")
+    load_checkpoint(settings.encoder_dir / digest)
+    activate(settings, digest)
+    messages.print(f"Encoder {digest} is active.")
+
+
+def _train_and_activate(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
+    from deployments.store_access import activate
+
+    path, metadata = _train(settings, seed)
+    activate(settings, path.name)
+    return path, metadata
+
+
+def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
+    from deployments.store_access import read_view
+    from models.graph_encoder.checkpoint import save_checkpoint
+    from models.graph_encoder.training import TrainingConfig
+    from models.graph_encoder.training import train as train_encoder
+
+    view = read_view(settings)
+    with _bar() as report:
+        trained = train_encoder(
+            view, TrainingConfig(seed=seed), lambda p: report(p.stage, p.done, p.total, p.message)
+        )
+    metadata = dict(trained.metadata)
+    path = save_checkpoint(
+        settings.encoder_dir, trained.parameters, trained.similarity, trained.settings, metadata
+    )
+    return path, metadata
+
+
+@app.command()
+def evaluate(
+    path: Annotated[Path, typer.Argument(help="MovieLens folder.")],
+    protocol: Annotated[str, typer.Option(help="recommenders or temporal.")] = "recommenders",
+    baselines: Annotated[bool, typer.Option(help="Measure the usual baselines in the same run.")] = False,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Ranking quality of what is served, on a data set's own test part."""
+    from deployments.evaluate_command import evaluate_folder
+
+    with _bar() as report:
+        found = evaluate_folder(path, protocol, baselines, seed, report)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        Console().print(found.table())
+
+
+# ---------------------------------------------------------------------------------------------------- output
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    """A progress bar on stderr; the function inside takes stage, done, total and a message."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[message]}"),
+    )
+    with Progress(*columns, console=messages) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int, message: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, message="")
+            progress.update(tasks[stage], completed=done, total=total, message=message)
+
+        yield report
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    main()

@@ -1,0 +1,120 @@
+"""How commands reach the store: through the service when one holds it, under the store's lock otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from deployments.client import WeftClient
+from deployments.client_calls import Written
+from deployments.generations import ACTIVE, SCOPE, digest_of
+from deployments.settings import Settings
+from graph.errors import Conflict, WeftError
+from graph.lock import StoreLock, read_holder
+from graph.schema import (
+    ChangeSet,
+    PutItem,
+    PutPointer,
+    PutRating,
+    PutUser,
+    WriteRequest,
+    WriteResult,
+)
+from graph.store import GraphStore
+from graph.view import GraphView
+from graph.writer import GraphWriter
+
+Write = Callable[[WriteRequest], WriteResult]
+
+
+@contextmanager
+def open_writer(settings: Settings, command: str) -> Iterator[Write]:
+    """A way to write to the store for as long as the context lasts; raises StoreLocked if neither works.
+
+    Over HTTP a write carries operations of one kind, as the importers make them.
+    """
+    url = service_url(settings)
+    if url is not None:
+        with WeftClient(url) as client:
+            yield lambda request: _send(client, request)
+        return
+    with StoreLock(settings.data_dir, f"the command `{command}`"):
+        store = GraphStore(settings.store_url)
+        try:
+            writer = GraphWriter(store)
+            yield lambda request: _commit(writer, request)
+        finally:
+            store.close()
+
+
+def service_url(settings: Settings) -> str | None:
+    """Where the service that holds the store takes requests, or None when no service holds it."""
+    holder = read_holder(settings.data_dir)
+    return None if holder is None else holder.get("url")
+
+
+def read_view(settings: Settings) -> GraphView:
+    """The graph as the store has it now; a running service is not disturbed."""
+    store = GraphStore(settings.store_url)
+    try:
+        view = GraphView(store.store_id)
+        view.apply(ChangeSet.concatenate(list(store.changes_since(0))))
+        return view
+    finally:
+        store.close()
+
+
+def active_encoder(settings: Settings) -> Path | None:
+    """Directory of the encoder that the store names active, if it is there."""
+    digest = digest_of(read_view(settings), ACTIVE)
+    path = settings.encoder_dir / (digest or "")
+    return path if digest and path.is_dir() else None
+
+
+def activate(settings: Settings, digest: str) -> None:
+    """Make an encoder the active one: on every replica of a running service, or for the next start."""
+    url = service_url(settings)
+    if url is not None:
+        with WeftClient(url, deadline_s=180, timeout_s=180) as client:
+            client.activate_encoder(digest)
+        return
+    with open_writer(settings, "weft encoder activate") as write:
+        write(WriteRequest((PutPointer(SCOPE, ACTIVE, {"digest": digest}),)))
+
+
+def _commit(writer: GraphWriter, request: WriteRequest) -> WriteResult:
+    (outcome,) = writer.commit([request]).outcomes
+    if isinstance(outcome, WeftError):
+        raise outcome
+    return outcome
+
+
+def _send(client: WeftClient, request: WriteRequest) -> WriteResult:
+    operations = request.operations
+    kinds = {type(operation) for operation in operations}
+    if kinds == {PutItem}:
+        written = client.put_items(
+            {"item_id": o.item_id, "title": o.title, "tags": list(o.tags), "year": o.year, "text": o.text}
+            for o in operations
+            if isinstance(o, PutItem)
+        )
+        return _result(written)
+    if kinds == {PutRating}:
+        written = client.rate_many(
+            {"user_id": o.user_id, "item_id": o.item_id, "value": o.value, "timestamp": o.timestamp}
+            for o in operations
+            if isinstance(o, PutRating)
+        )
+        return _result(written)
+    if kinds == {PutUser}:
+        results = [
+            _result(client.put_user(o.user_id, o.attributes)) for o in operations if isinstance(o, PutUser)
+        ]
+        return WriteResult(results[-1].version, sum(r.changed for r in results))
+    names = ", ".join(sorted(kind.__name__ for kind in kinds))
+    raise Conflict(f"a running service does not take {names} from a command: stop it and run the command again")
+
+
+def _result(written: Written) -> WriteResult:
+    return WriteResult(int(written.version.rpartition(".")[2]), written.changed, written.replayed)
