@@ -73,7 +73,8 @@ class _Client(asyncio.Protocol):
 
 async def _run(host: str, port: int, paths: Sequence[str], connections: int, seconds: float) -> LoadResult:
     requests = [
-        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: application/json\r\n\r\n".encode() for path in paths
+        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: application/json\r\n\r\n".encode()
+        for path in paths
     ]
     place = 0
 

@@ -1,9 +1,9 @@
 """`build(settings)`: the only place that wires deployments together.
 
-    HTTP -> Ingress -> Retriever -> GraphEncoder          reads
-                    -> GraphState (actor)                 writes
-    GraphState -> change feed -> GraphEncoder, Retriever
-    GraphKeeper: starts and watches the GraphState, changes encoder generations
+HTTP -> Ingress -> Retriever -> GraphEncoder          reads
+                -> GraphState (actor)                 writes
+GraphState -> change feed -> GraphEncoder, Retriever
+GraphKeeper: starts and watches the GraphState, changes encoder generations
 """
 
 from __future__ import annotations

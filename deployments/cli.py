@@ -1,4 +1,4 @@
-"""`weft`: the command line. stdout is data, stderr is progress; exit status 1 for an error a user can mend."""
+"""`weft`: the command line. stdout is data, stderr is progress; status 1 is an error a user can mend."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def status(as_json: AsJson = False) -> None:
         return
     table = Table("part", "fact", "value")
     for part, facts in found.items():
-        for name, value in (facts.items() if isinstance(facts, dict) else [("", facts)]):
+        for name, value in facts.items() if isinstance(facts, dict) else [("", facts)]:
             table.add_row(part, name, json.dumps(value) if isinstance(value, dict | list) else str(value))
     Console().print(table)
 
@@ -253,7 +253,11 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
 
     with open_writer(settings, "weft import") as write, _bar() as report:
         summary = run_import(
-            dataset, write, Rejects(rejects), strict, lambda stage, done, total: report(stage, done, total, "")
+            dataset,
+            write,
+            Rejects(rejects),
+            strict,
+            lambda stage, done, total: report(stage, done, total, ""),
         )
     if as_json:
         _print_json(asdict(summary))

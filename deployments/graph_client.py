@@ -72,8 +72,8 @@ class RemoteGraphState:
             except (Unavailable, TimeoutError):
                 if time.monotonic() + _RETRY_S >= deadline:
                     raise Unavailable(
-                        "the graph state did not answer in time; whether the write happened is unknown: repeat it "
-                        "with the same Idempotency-Key"
+                        "the graph state did not answer in time; whether the write happened is unknown: "
+                        "repeat it with the same Idempotency-Key"
                     ) from None
             await asyncio.sleep(_RETRY_S)
 

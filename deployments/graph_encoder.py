@@ -1,4 +1,4 @@
-"""The graph encoder deployment: the view that answers reads, user vectors, and item vectors for retrievers."""
+"""The graph encoder deployment: the view that answers reads, user vectors, item vectors for retrievers."""
 
 from __future__ import annotations
 
@@ -150,7 +150,12 @@ class GraphEncoder:
         values = ratings.values[order]
         weights = active.state.weights(values)
         return UserVector(
-            None, ratings.item_rows[order].astype(np.int64), weights, values, active.view.version, active.digest
+            None,
+            ratings.item_rows[order].astype(np.int64),
+            weights,
+            values,
+            active.view.version,
+            active.digest,
         )
 
     def _session(self, active: _Generation, query: UserQuery) -> UserVector:
@@ -174,7 +179,9 @@ class GraphEncoder:
         if generation is None:
             return UnknownEncoder(f"this replica has no encoder {digest[:12]!r}")
         if self._follower.version < max(min_version, since):
-            return NotYet(f"the graph encoder is at version {self._follower.version}, not yet at {min_version}")
+            return NotYet(
+                f"the graph encoder is at version {self._follower.version}, not yet at {min_version}"
+            )
         state = generation.state
         changed = state.changed_since(since) if rows is None else rows[rows < state.num_item_rows]
         changed = changed[changed > after_row]
@@ -190,7 +197,9 @@ class GraphEncoder:
             len(changed) > limit,
         )
 
-    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding | WeftError:
+    async def node_embedding(
+        self, node_id: str, kind: str | None, min_version: int
+    ) -> NodeEmbedding | WeftError:
         """The vector of a user or an item, without the items' bias."""
         active = self._generations.active
         if active is None:
@@ -202,7 +211,9 @@ class GraphEncoder:
         user = active.view.find_user(node_id) if kind in (None, "user") else None
         item = active.view.find_item(node_id) if kind in (None, "item") else None
         if user and item:
-            return InvalidInput(f"{node_id!r} is a user and an item: say which with kind=user or kind=item", param="kind")
+            return InvalidInput(
+                f"{node_id!r} is a user and an item: say which with kind=user or kind=item", param="kind"
+            )
         if user:
             return NodeEmbedding(
                 node_id, "user", active.state.user_vector(user.row), active.digest, active.view.version
@@ -299,7 +310,9 @@ class GraphEncoder:
 
     def _check_version(self, min_version: int) -> None:
         if self._follower.version < min_version:
-            raise NotYet(f"the graph encoder is at version {self._follower.version}, not yet at {min_version}")
+            raise NotYet(
+                f"the graph encoder is at version {self._follower.version}, not yet at {min_version}"
+            )
 
     def _user_record(self, user: User) -> UserRecord:
         return UserRecord(user, int(self.view.user_degrees[user.row]), self.view.version)

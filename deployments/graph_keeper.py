@@ -115,7 +115,7 @@ class GraphKeeper:
         return found
 
     async def activate(self, digest: str) -> WriteResult | WeftError:
-        """Candidate, wait until every replica has built it, active, wait until every replica answers with it."""
+        """Candidate, until every replica has built it; then active, until every replica answers with it."""
         if self._changing.locked():
             return Conflict("another encoder is being activated: wait for it")
         async with self._changing:
@@ -129,7 +129,9 @@ class GraphKeeper:
             raise UnknownEncoder(f"no encoder {digest[:80]!r}")
         path = self._settings.encoder_dir / digest
         if not path.is_dir():
-            raise UnknownEncoder(f"no encoder {digest[:80]!r} in {self._settings.encoder_dir}: see GET /v1/encoders")
+            raise UnknownEncoder(
+                f"no encoder {digest[:80]!r} in {self._settings.encoder_dir}: see GET /v1/encoders"
+            )
         await asyncio.to_thread(load_checkpoint, path)  # refuse a damaged one before any replica is asked
         await self._point(CANDIDATE, digest)
         deadline = time.monotonic() + ACTIVATION_TIMEOUT_S
@@ -138,7 +140,9 @@ class GraphKeeper:
                 if any(digest in f.failed for f in await self._replicas()):
                     raise Corrupt(f"encoder {digest[:12]} cannot be loaded: see the replicas' logs")
                 if time.monotonic() > deadline:
-                    raise Unavailable(f"encoder {digest[:12]} was not ready on every replica in time; nothing changed")
+                    raise Unavailable(
+                        f"encoder {digest[:12]} was not ready on every replica in time; nothing changed"
+                    )
                 await asyncio.sleep(_POLL_S)
         except WeftError:
             await self._point(CANDIDATE, None)

@@ -57,7 +57,9 @@ class Tail:
 @dataclass(slots=True)
 class _Waiting:
     requests: list[WriteRequest]
-    done: asyncio.Future[list[Outcome]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: asyncio.Future[list[Outcome]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 class GraphState:

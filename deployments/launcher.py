@@ -121,7 +121,9 @@ def check_port(settings: Settings) -> None:
             f"port {port} is held by a proxy left over from an earlier run: stop it with `kill {holder[0]}`"
         )
     whom = f"{holder[1]} (pid {holder[0]})" if holder else "another process"
-    raise Conflict(f"port {port} is in use by {whom}: stop it, or choose another port with WEFT_HTTP__PORT=PORT")
+    raise Conflict(
+        f"port {port} is in use by {whom}: stop it, or choose another port with WEFT_HTTP__PORT=PORT"
+    )
 
 
 def _start(settings: Settings, quiet: bool) -> None:
@@ -179,7 +181,9 @@ def _wait_until_ready(settings: Settings) -> None:
             except httpx.HTTPError as error:
                 last = str(error)
             time.sleep(0.1)
-    raise Unavailable(f"the service at {settings.url} did not become ready in {READY_TIMEOUT_S:g} s: {last[:500]}")
+    raise Unavailable(
+        f"the service at {settings.url} did not become ready in {READY_TIMEOUT_S:g} s: {last[:500]}"
+    )
 
 
 def _write_wrapper(folder: Path) -> Path:
@@ -216,7 +220,10 @@ def _end_processes_of(folder: Path) -> None:
 def _commands() -> Iterator[tuple[int, str]]:
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            yield int(path.name), (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            yield (
+                int(path.name),
+                (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
+            )
 
 
 def _listener(port: int) -> tuple[int, str] | None:

@@ -45,7 +45,9 @@ class RecommendQuery:
     session: tuple[tuple[str, float], ...] = ()  # (item_id, rating value), oldest first
     n: int = 10
     exclude_seen: bool = True
-    exclude_below: float | None = None  # drop what the user rated under this value, even if seen items may return
+    exclude_below: float | None = (
+        None  # drop what the user rated under this value, even if seen items may return
+    )
     tags: tuple[str, ...] = ()  # keep items that carry all of these
     exclude: tuple[str, ...] = ()  # item ids never to return; unknown ids are ignored
     candidates: tuple[str, ...] | None = None  # restrict to these item ids; unknown ids are ignored

@@ -377,4 +377,3 @@ class Retriever:
 
 
 _NO_ROWS: Int64 = np.empty(0, np.int64)
-

@@ -38,7 +38,9 @@ class HttpSettings(_Group):
                 return host
         except ValueError:
             pass
-        raise ValueError(f"{host!r} is not a loopback address: without API keys Weft listens on loopback only")
+        raise ValueError(
+            f"{host!r} is not a loopback address: without API keys Weft listens on loopback only"
+        )
 
 
 class StoreSettings(_Group):
@@ -56,7 +58,9 @@ class GraphStateSettings(_Group):
     ring_versions: int = Field(20_000, ge=1, description="Commits kept in memory for followers.")
     ring_rows: int = Field(500_000, ge=1, description="Rows those commits hold at most.")
     snapshot_every_versions: int = Field(50_000, ge=1, description="Versions between two snapshots.")
-    ping_interval_s: Seconds = Field(1.0, description="How often the watchdog asks the actor for a sign of life.")
+    ping_interval_s: Seconds = Field(
+        1.0, description="How often the watchdog asks the actor for a sign of life."
+    )
     missed_pings: int = Field(3, ge=1, description="Unanswered pings after which the actor is replaced.")
 
 
@@ -84,8 +88,12 @@ class IngressSettings(_Group):
     num_replicas: int = Field(1, ge=1, description="Replicas of the HTTP front.")
     num_cpus: Cpus = Field(0.3, description="CPUs claimed per replica.")
     max_ongoing_requests: int = Field(512, ge=1, description="Requests in flight per replica.")
-    min_version_timeout_s: Seconds = Field(3.0, description="How long a read waits for the version it asks for.")
-    request_timeout_s: Seconds = Field(15.0, description="How long a write may take, a writer's restart included.")
+    min_version_timeout_s: Seconds = Field(
+        3.0, description="How long a read waits for the version it asks for."
+    )
+    request_timeout_s: Seconds = Field(
+        15.0, description="How long a write may take, a writer's restart included."
+    )
     max_batch: int = Field(64, ge=1, description="Calls that share one handle call at most.")
 
 
@@ -93,7 +101,11 @@ class Settings(BaseSettings):
     """Everything that can be set."""
 
     model_config = SettingsConfigDict(
-        env_prefix="WEFT_", env_nested_delimiter="__", extra="forbid", frozen=True, nested_model_default_partial_update=True
+        env_prefix="WEFT_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
     )
 
     data_dir: Path = Field(Path(".weft"), description="Where store, snapshots and encoders live.")

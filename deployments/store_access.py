@@ -113,7 +113,9 @@ def _send(client: WeftClient, request: WriteRequest) -> WriteResult:
         ]
         return WriteResult(results[-1].version, sum(r.changed for r in results))
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
-    raise Conflict(f"a running service does not take {names} from a command: stop it and run the command again")
+    raise Conflict(
+        f"a running service does not take {names} from a command: stop it and run the command again"
+    )
 
 
 def _result(written: Written) -> WriteResult:

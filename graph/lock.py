@@ -40,8 +40,8 @@ class StoreLock:
                     file.close()
                     holder = read_holder(self._path.parent) or {}
                     raise StoreLocked(
-                        f"the store in {self._path.parent} is held by {holder.get('holder', 'another process')} "
-                        f"(pid {holder.get('pid', '?')}): stop it, or send the write to it"
+                        f"the store in {self._path.parent} is held by "
+                        f"{holder.get('holder', 'another process')} (pid {holder.get('pid', '?')}): stop it, or send the write to it"
                     ) from None
                 time.sleep(0.05)
         file.truncate(0)

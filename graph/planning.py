@@ -1,4 +1,4 @@
-"""From write operations to the rows they change: validation against the view and the writes planned before."""
+"""From write operations to the rows they change, validated against the view and what was planned before."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ class _Layer:
     items: dict[int, Item] = field(default_factory=dict)
     memories: dict[int, Memory] = field(default_factory=dict)
     pointers: dict[tuple[str, str], Pointer] = field(default_factory=dict)
-    ratings: dict[tuple[int, int], tuple[float, int, int]] = field(default_factory=dict)  # value, time, version
+    ratings: dict[tuple[int, int], tuple[float, int, int]] = field(
+        default_factory=dict
+    )  # value, time, version
     user_ids: dict[str, User | None] = field(default_factory=dict)
     item_ids: dict[str, Item | None] = field(default_factory=dict)
     memory_ids: dict[str, Memory | None] = field(default_factory=dict)
@@ -64,7 +66,16 @@ class _Layer:
         return len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
 
     def update(self, other: _Layer) -> None:
-        for name in ("users", "items", "memories", "pointers", "ratings", "user_ids", "item_ids", "memory_ids"):
+        for name in (
+            "users",
+            "items",
+            "memories",
+            "pointers",
+            "ratings",
+            "user_ids",
+            "item_ids",
+            "memory_ids",
+        ):
             getattr(self, name).update(getattr(other, name))
         self.next_user, self.next_item, self.next_memory = other.next_user, other.next_item, other.next_memory
 
@@ -93,8 +104,7 @@ class Plan:
         """
         if len(request.operations) > MAX_ROWS_PER_WRITE:
             raise InvalidInput(
-                f"{len(request.operations)} operations in one write; at most {MAX_ROWS_PER_WRITE} are allowed: "
-                "split it"
+                f"{len(request.operations)} operations in one write, at most {MAX_ROWS_PER_WRITE} are allowed: split it"
             )
         self._now = self._fresh()
         self._version = version
@@ -204,11 +214,14 @@ class Plan:
             )
         if not 0 <= timestamp <= _MAX_TIMESTAMP:
             raise InvalidInput(
-                f"timestamp {timestamp!r}: Unix seconds from 0 to {_MAX_TIMESTAMP}, 0 for unknown", param="timestamp"
+                f"timestamp {timestamp!r}: Unix seconds from 0 to {_MAX_TIMESTAMP}, 0 for unknown",
+                param="timestamp",
             )
         item = self._item(operation.item_id)
         if item is None:
-            raise UnknownItem(f"no item {operation.item_id!r}: create the item before rating it", param="item_id")
+            raise UnknownItem(
+                f"no item {operation.item_id!r}: create the item before rating it", param="item_id"
+            )
         user = self._user(operation.user_id) or self._put_user(operation.user_id, {})
         pair = (user.row, item.row)
         old_value, old_timestamp = self._rating(pair)
@@ -250,7 +263,9 @@ class Plan:
         else:
             row = before.row
         tags = tuple(dict.fromkeys(operation.tags))
-        item = Item(row, operation.item_id, operation.title, tags, operation.year, operation.text, self._version)
+        item = Item(
+            row, operation.item_id, operation.title, tags, operation.year, operation.text, self._version
+        )
         if before is not None and replace(item, version=before.version) == before:
             return
         self._now.items[row] = self._now.item_ids[operation.item_id] = item
@@ -281,7 +296,9 @@ class Plan:
     def _put_memory(self, operation: PutMemory) -> None:
         _checked_id(operation.memory_id, "memory_id")
         if not 0 < len(operation.text) <= MAX_TEXT_CHARS:
-            raise InvalidInput(f"a memory has 1 to {MAX_TEXT_CHARS} characters, got {len(operation.text)}", param="text")
+            raise InvalidInput(
+                f"a memory has 1 to {MAX_TEXT_CHARS} characters, got {len(operation.text)}", param="text"
+            )
         user = self._user(operation.user_id)
         if user is None:
             raise UnknownUser(f"no user {operation.user_id!r}: create it first", param="user_id")
@@ -308,10 +325,15 @@ class Plan:
 
 
 def _checked_id(value: str, param: str) -> str:
-    if not 1 <= len(value) <= MAX_ID_CHARS or value != value.strip() or "/" in value or not value.isprintable():
+    if (
+        not 1 <= len(value) <= MAX_ID_CHARS
+        or value != value.strip()
+        or "/" in value
+        or not value.isprintable()
+    ):
         raise InvalidInput(
-            f"{param} {value[:MAX_ID_CHARS]!r}: 1 to {MAX_ID_CHARS} printable characters, no '/', no space at "
-            "either end",
+            f"{param} {value[:MAX_ID_CHARS]!r}: 1 to {MAX_ID_CHARS} printable characters, no '/', no space "
+            "at either end",
             param=param,
         )
     return value
@@ -320,9 +342,13 @@ def _checked_id(value: str, param: str) -> str:
 def _check_item(item: PutItem) -> None:
     _checked_id(item.item_id, "item_id")
     if len(item.title) > MAX_TITLE_CHARS:
-        raise InvalidInput(f"a title has at most {MAX_TITLE_CHARS} characters, got {len(item.title)}", param="title")
+        raise InvalidInput(
+            f"a title has at most {MAX_TITLE_CHARS} characters, got {len(item.title)}", param="title"
+        )
     if len(item.text) > MAX_TEXT_CHARS:
-        raise InvalidInput(f"a text has at most {MAX_TEXT_CHARS} characters, got {len(item.text)}", param="text")
+        raise InvalidInput(
+            f"a text has at most {MAX_TEXT_CHARS} characters, got {len(item.text)}", param="text"
+        )
     if len(item.tags) > MAX_TAGS or any(not 0 < len(tag) <= MAX_TAG_CHARS for tag in item.tags):
         raise InvalidInput(f"at most {MAX_TAGS} tags of 1 to {MAX_TAG_CHARS} characters each", param="tags")
     if item.year is not None and not -9999 <= item.year <= 9999:
@@ -334,12 +360,17 @@ def _checked_attributes(attributes: Attributes) -> Attributes:
         raise InvalidInput(f"at most {MAX_ATTRIBUTES} attributes, got {len(attributes)}", param="attributes")
     for name, value in attributes.items():
         texts = [name, *(value if isinstance(value, list) else [value] if isinstance(value, str) else [])]
-        if any(not isinstance(t, str) or len(t) > MAX_TITLE_CHARS for t in texts) or len(texts) > MAX_TAGS + 1:
+        if (
+            any(not isinstance(t, str) or len(t) > MAX_TITLE_CHARS for t in texts)
+            or len(texts) > MAX_TAGS + 1
+        ):
             raise InvalidInput(
-                f"attribute {name[:64]!r}: names and texts have at most {MAX_TITLE_CHARS} characters, lists at most "
-                f"{MAX_TAGS} texts",
+                f"attribute {name[:64]!r}: names and texts have at most {MAX_TITLE_CHARS} characters, "
+                f"lists at most {MAX_TAGS} texts",
                 param="attributes",
             )
         if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidInput(f"attribute {name[:64]!r}: {value!r} is not a finite number", param="attributes")
+            raise InvalidInput(
+                f"attribute {name[:64]!r}: {value!r} is not a finite number", param="attributes"
+            )
     return dict(attributes)

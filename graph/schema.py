@@ -173,9 +173,7 @@ class ChangeSet:
         )
 
     def __len__(self) -> int:
-        return (
-            len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
-        )
+        return len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
 
 
 # ---------------------------------------------------------------------------------------- write operations

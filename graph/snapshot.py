@@ -48,7 +48,8 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     for side, (indptr, keys, columns) in (("by_user", contents.by_user), ("by_item", contents.by_item)):
-        for name, array in (("indptr", indptr), ("keys", keys), *columns.items()):
+        arrays: dict[str, npt.NDArray[Any]] = {"indptr": indptr, "keys": keys, **columns}
+        for name, array in arrays.items():
             np.save(scratch / f"{side}.{name}.npy", array, allow_pickle=False)
     for name, records in (
         ("users", contents.users),
@@ -155,5 +156,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-

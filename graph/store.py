@@ -13,9 +13,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, insert, select, tuple_, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    Table,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DatabaseError
@@ -66,7 +79,7 @@ class IdempotencyRecord:
 
 
 class GraphStore:
-    """One graph in one database. Instances may be shared by threads; each call uses a connection of its own."""
+    """One graph in one database. Threads may share it; each call uses a connection of its own."""
 
     def __init__(self, url: str | URL | Path) -> None:
         """Open the store at a SQLAlchemy URL or SQLite file path, creating its tables if there are none.
@@ -90,7 +103,9 @@ class GraphStore:
         except DatabaseError as error:
             self._engine.dispose()
             if "locked" in str(error):
-                raise Unavailable(f"the store {self.location} is busy: another process is writing to it") from error
+                raise Unavailable(
+                    f"the store {self.location} is busy: another process is writing to it"
+                ) from error
             raise Corrupt(f"{self.location} is not a database that Weft can read: {error.orig}") from error
 
     @property
@@ -139,7 +154,13 @@ class GraphStore:
             if changes.pointers:
                 now = time.time()
                 history = [
-                    {"version": p.version, "scope": p.scope, "name": p.name, "value": p.value, "written_at": now}
+                    {
+                        "version": p.version,
+                        "scope": p.scope,
+                        "name": p.name,
+                        "value": p.value,
+                        "written_at": now,
+                    }
                     for p in changes.pointers
                 ]
                 connection.execute(insert(tables.pointer_history), history)
@@ -194,7 +215,9 @@ class GraphStore:
             return {}
         t = tables.idempotency.c
         wanted = tuple_(t.scope, t.key).in_([(k.scope, k.key) for k in keys])
-        query = select(t.scope, t.key, t.digest, t.version, t.changed).where(wanted, t.expires_at > time.time())
+        query = select(t.scope, t.key, t.digest, t.version, t.changed).where(
+            wanted, t.expires_at > time.time()
+        )
         with self._transaction() as connection:
             return {(r[0], r[1]): Remembered(*r[2:]) for r in connection.execute(query)}
 
@@ -211,14 +234,14 @@ class GraphStore:
         """Everything that changed after `version`, as pages read in one read transaction.
 
         Rows hold latest states only, so a page in the middle is no state the graph ever had: apply all pages,
-        then publish the `to_version` of the last, the head that was read. The last page may be empty. Version 0
-        asks for the whole graph. Raises SnapshotRequired when tombstones after `version` were purged.
+        then publish the `to_version` of the last, the head that was read. The last page may be empty.
+        Version 0 asks for the whole graph. Raises SnapshotRequired when tombstones after `version` were purged.
         """
         with self._transaction() as connection:
             head = self._head(connection)
             if 0 < version < head.horizon:
                 raise SnapshotRequired(
-                    f"the feed reaches back to version {head.horizon}, not to {version}: start from a snapshot"
+                    f"the feed reaches back to {head.horizon}, not to {version}: start from a snapshot"
                 )
             span = (version, head.version)
             if "user" in kinds:
@@ -296,15 +319,11 @@ class GraphStore:
     @staticmethod
     def _rows_since(
         connection: Connection, table: Table, version: int, page_rows: int
-    ) -> Iterator[list[tuple[object, ...]]]:
+    ) -> Iterator[Sequence[Row[Any]]]:
         query = select(table).order_by(*table.primary_key)
-        if version:
-            query = query.where(table.c.version > version)
-        else:
-            query = query.where(~table.c.deleted)
+        query = query.where(table.c.version > version if version else ~table.c.deleted)
         result = connection.execution_options(stream_results=True).execute(query)
-        for page in result.partitions(page_rows):
-            yield page  # type: ignore[misc]
+        yield from result.partitions(page_rows)
 
 
 def _configure_sqlite(connection: object, _record: object) -> None:

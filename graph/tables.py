@@ -29,7 +29,7 @@ meta = Table(
     Column("epoch", BigInteger, nullable=False),  # the writer in power; see GraphStore.take_over
     Column("head", BigInteger, nullable=False),  # newest committed version
     Column("horizon", BigInteger, nullable=False),  # tombstones up to here are gone
-    # Kept here rather than derived: after a purge the largest row in a table says nothing about rows given out.
+    # Kept here, not derived: after a purge the largest row in a table says nothing about rows given out.
     Column("next_user_row", BigInteger, nullable=False),
     Column("next_item_row", BigInteger, nullable=False),
     Column("next_memory_row", BigInteger, nullable=False),

@@ -81,7 +81,8 @@ def ease_scores(liked: Any, l2: float) -> Float32:
         kx = _kernel_product(liked, l2)
         leverage = np.asarray(liked.multiply(kx).sum(0), np.float64).ravel()
         scores = kx / ((leverage - 1) / l2).astype(np.float32)
-        return scores + np.asarray(liked.todense(), np.float32)
+        result: Float32 = scores.astype(np.float32, copy=False) + liked.toarray()
+        return result
     return np.asarray(liked @ _solve(liked, l2, None), np.float32)
 
 
@@ -145,7 +146,8 @@ def _full(product: Any, size: int) -> npt.NDArray[Any]:
 
 def _inverse(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Inverse of a symmetric positive definite matrix, by Cholesky; overwrites `matrix`."""
-    (factor, invert) = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))
+    routines: Any = scipy.linalg.get_lapack_funcs(("potrf", "potri"), (matrix,))
+    factor, invert = routines
     lower, failed = factor(matrix, lower=True, overwrite_a=True, clean=False)
     if not failed:
         lower, failed = invert(lower, lower=True, overwrite_c=True)

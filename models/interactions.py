@@ -29,7 +29,10 @@ class Interactions:
         lengths = {len(self.users), len(self.items), len(self.values), len(self.timestamps)}
         if len(lengths) != 1:
             raise ValueError(f"the columns of the ratings differ in length: {sorted(lengths)}")
-        for name, rows, size in (("users", self.users, self.num_users), ("items", self.items, self.num_items)):
+        for name, rows, size in (
+            ("users", self.users, self.num_users),
+            ("items", self.items, self.num_items),
+        ):
             if len(rows) and not 0 <= rows.min() <= rows.max() < size:
                 raise ValueError(f"{name} must be in [0, {size})")
 

@@ -18,6 +18,8 @@ Int64 = npt.NDArray[np.int64]
 MAX_DENSE_ITEMS = 10_000
 """Catalogues up to this size may keep every entry, as one dense array (400 MB at the limit)."""
 
+_BLOCK_FLOATS = 4_000_000
+
 
 class ItemSimilarity:
     """Immutable, so any number of threads may read it.
@@ -44,7 +46,7 @@ class ItemSimilarity:
         self._values: Float32 = np.zeros(0, np.float32)
         if sp.issparse(matrix):
             # A copy: the arrays may be a read-only map of a file, and the next lines work in place.
-            rows = sp.csr_matrix(matrix, dtype=np.float32, copy=True)
+            rows: Any = sp.csr_matrix(matrix.astype(np.float32), copy=True)
             rows.sum_duplicates()
             rows.eliminate_zeros()
             values, count = rows.data, int(rows.nnz)
@@ -96,7 +98,8 @@ class ItemSimilarity:
             sums = np.bincount(self._columns[entries], self._values[entries], minlength=self.size)
             return sums[targets].astype(np.float32)
         if len(targets) * 4 < self.size:
-            return self._dense[np.ix_(seen, targets)].sum(0)
+            part: Float32 = self._dense[np.ix_(seen, targets)].sum(0)
+            return part
         # Whole rows are contiguous: adding them up is faster than gathering most of their entries.
         whole: Float32 = np.add.reduce(self._dense[seen], 0)
         return whole[targets]
@@ -114,7 +117,7 @@ class ItemSimilarity:
         return np.unique(self._columns[entries][self._values[entries] > 0]).astype(np.int64)
 
     def product(self, liked: Any) -> Float32:
-        """liked @ B for many users at once: scipy.sparse [u, n] -> float32 [u, n]."""
+        """The sums of many users at once: liked scipy.sparse [u, n] -> liked @ B, float32 [u, n]."""
         if self._dense is not None:
             return np.asarray(liked @ self._dense, np.float32)
         matrix = sp.csr_matrix((self._values, self._columns, self._indptr), shape=(self.size, self.size))
@@ -163,10 +166,15 @@ def cut_columns(columns: Float32, limit: int) -> Any:
     """Keep the `limit` entries of greatest magnitude in each column: [n, m] -> scipy.sparse CSC [n, m]."""
     size, count = columns.shape
     limit = min(limit, size)
-    magnitudes = np.abs(columns)
-    rows = np.argpartition(magnitudes, size - limit, axis=0)[size - limit :]  # [limit, m]
-    rows = np.sort(rows, axis=0).T.ravel()
-    owners = np.repeat(np.arange(count), limit)
+    kept = np.empty((count, limit), np.int32)
+    # Some columns at a time, copied so that each lies in one piece: that is where the time goes otherwise.
+    width = max(1, _BLOCK_FLOATS // max(1, size))
+    for first in range(0, count, width):
+        magnitudes = np.ascontiguousarray(columns[:, first : first + width].T)
+        np.abs(magnitudes, out=magnitudes)
+        kept[first : first + width] = np.argpartition(magnitudes, size - limit, axis=1)[:, size - limit :]
+    kept.sort(axis=1)
+    rows, owners = kept.ravel(), np.repeat(np.arange(count), limit)
     cut = sp.csc_matrix(
         (columns[rows, owners], rows, np.arange(0, count * limit + 1, limit)), shape=(size, count)
     )

@@ -1,6 +1,6 @@
 """Ranking metrics, as the recommenders-team benchmark defines them.
 
-For a user with the set R of held-out items and the list of recommended ones, hit_r = 1 where the r-th is in R:
+For a user with the set R of held-out items, hit_r = 1 where the r-th recommendation is in R, else 0:
 
     precision@k = sum of hit_r / k                          recall@k = sum of hit_r / |R|
     ndcg@k      = sum of hit_r / log2(r + 1), divided by the same for min(|R|, k) hits at the top

@@ -21,6 +21,10 @@ class RankingSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.similarity_weight < float("inf"):
-            raise ValueError(f"similarity_weight is {self.similarity_weight}, must be finite and not negative")
+            raise ValueError(
+                f"similarity_weight is {self.similarity_weight}, must be finite and not negative"
+            )
         if self.num_candidates < 1 or self.num_recent < 0 or self.neighbours_per_recent < 0:
-            raise ValueError("num_candidates must be positive, num_recent and neighbours_per_recent not negative")
+            raise ValueError(
+                "num_candidates must be positive, num_recent and neighbours_per_recent not negative"
+            )

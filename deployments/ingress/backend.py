@@ -54,7 +54,7 @@ class Backend(Protocol):
     async def encoders(self) -> list[EncoderInfo]: ...
 
     async def activate_encoder(self, digest: str) -> WriteResult:
-        """Make an encoder of the data directory the running one; returns when every replica answers with it."""
+        """Make an encoder of the data directory the running one, on every replica."""
         ...
 
     async def ready(self) -> tuple[bool, dict[str, object]]:

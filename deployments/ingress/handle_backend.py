@@ -132,7 +132,9 @@ class HandleBackend:
                 call(self._retriever, "wait_for", min_version, left),
             )
             if attempt:
-                await asyncio.sleep(_RETRY_S)  # another replica answers than waited, or a generation is missing
+                await asyncio.sleep(
+                    _RETRY_S
+                )  # another replica answers than waited, or a generation is missing
         raise AssertionError("unreachable")
 
     # ---------------------------------------------------------------------------------------- operations

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,7 +129,8 @@ def _loss(
         return full_softmax_loss(users, items, bias, (user_rows[visible], item_rows[visible]), targets)
     # Square roots draw frequent items less than their share: the tail needs negatives too.
     odds = share.sqrt().cpu()
-    drawn = torch.multinomial(odds, NUM_NEGATIVES, replacement=True, generator=generator).unique()
+    drawn = torch.multinomial(odds, NUM_NEGATIVES, replacement=True, generator=generator)
+    drawn = torch.from_numpy(np.unique(drawn.numpy()))
     # Each distinct item once: its expected number of draws becomes the chance of being drawn at all.
     chance = -torch.expm1(-NUM_NEGATIVES * odds[drawn] / odds.sum())
     negatives = drawn.to(users.device)

@@ -252,6 +252,7 @@ class LinearState:
         total_before = total_after + np.bincount(user_of, old - new, len(users))
         appeared = (new > 0).astype(np.int64) - (old > 0)
         liked_before = np.diff(now.indptr) - np.bincount(user_of, appeared, len(users)).round()
+        # Rounding must not leave a total that a negative power blows up.
         total_before[liked_before == 0] = 0.0
         after *= power(total_after, self._message_exponent)[:, None]
         before *= power(total_before, self._message_exponent)[:, None]

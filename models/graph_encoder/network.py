@@ -80,9 +80,15 @@ class EdgeList:
         first = used.nonzero().squeeze(1)
         second = self._by_item[used[self._by_item]]
         return BipartiteEdges(
-            _csr(self.user_rows[first], self.item_rows[first], weights[first], self.num_users, self.num_items),
             _csr(
-                self.item_rows[second], self.user_rows[second], weights[second], self.num_items, self.num_users
+                self.user_rows[first], self.item_rows[first], weights[first], self.num_users, self.num_items
+            ),
+            _csr(
+                self.item_rows[second],
+                self.user_rows[second],
+                weights[second],
+                self.num_items,
+                self.num_users,
             ),
             torch.zeros(self.num_users, device=weights.device).index_add_(0, self.user_rows, weights),
             torch.zeros(self.num_items, device=weights.device).index_add_(0, self.item_rows, weights),
@@ -189,7 +195,7 @@ class LinearEncoderNetwork(torch.nn.Module):
     def to_parameters(
         self, item_ids: Sequence[str], edge_weights: EdgeWeights, features: Mapping[str, object]
     ) -> LinearParameters:
-        """The parameters as numpy copies; `item_ids` [n] is the id table, `features` the extractor's config."""
+        """The parameters as numpy copies, with the id table [n] and the feature extractor's config."""
         if len(item_ids) != len(self.id_bias):
             raise ValueError(f"{len(item_ids)} item ids for an id table of {len(self.id_bias)}")
         return LinearParameters(

@@ -17,7 +17,7 @@ def full_softmax_loss(
         users: float [B, D].
         items: float [n, D].
         bias: float [n].
-        visible: (user positions, item positions), int64 [v] each: the messages, neither positive nor negative.
+        visible: (user positions, item positions), int64 [v] each: messages, neither positive nor negative.
         targets: likewise [t], t > 0; a pair is never visible and target at once.
 
     Returns:

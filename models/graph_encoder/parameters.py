@@ -72,4 +72,4 @@ class LinearParameters:
 
     @property
     def dim(self) -> int:
-        return self.id_source.shape[1]
+        return int(self.id_source.shape[1])

@@ -87,8 +87,8 @@ class Validation:
             similarity: takes the place of the uncut matrix.
         """
         term = self._similarity_scores if similarity is None else similarity.product(self._liked)
-        alone = self._ndcg(term)
-        curve = np.array([self._ndcg(scores + np.float32(w) * term) for w in self._similarity_weights])
+        alone = self.ndcg(term)
+        curve = np.array([self.ndcg(scores + np.float32(w) * term) for w in self._similarity_weights])
         means = curve.mean(1)
         # A single peak may be luck; a weight whose neighbours do well too is less likely to be.
         padded = np.pad(means, 1, mode="edge")
@@ -99,7 +99,7 @@ class Validation:
             parts=tuple(curve[best].tolist()),
             weight=float(self._similarity_weights[best]),
             strength=self.strength,
-            encoder_alone=float(self._ndcg(scores).mean()),
+            encoder_alone=float(self.ndcg(scores).mean()),
             similarity_alone=float(alone.mean()),
         )
 
@@ -113,13 +113,13 @@ class Validation:
             else:
                 similarity = fit_ease(self.liked_users, self.liked_items, train.num_items, strength)
                 term = similarity.product(self._liked)
-            figure = float(self._ndcg(term).mean())
+            figure = float(self.ndcg(term).mean())
             if figure > best:
                 best, chosen = figure, (strength, term)
         return chosen
 
-    def _ndcg(self, scores: Float32) -> npt.NDArray[np.float64]:
-        """nDCG@10 of each part."""
+    def ndcg(self, scores: Float32) -> npt.NDArray[np.float64]:
+        """nDCG@10 of each part of the cut, by scores float32 [len(users), n]."""
         figures = []
         for part, banned in zip(self._parts, self._banned, strict=True):
             relevant = np.diff(part.indptr)

@@ -119,12 +119,13 @@ def ratings_of(view: GraphView, users: Sequence[User], items: Sequence[Item]) ->
     place[[item.row for item in items]] = np.arange(len(items))
     found = [view.ratings_of(user.row) for user in users]
     owners = np.repeat(np.arange(len(users)), [len(ratings.item_rows) for ratings in found])
-    empty = np.empty(0, np.float32)
+    if not found:
+        raise InvalidInput("training needs users with ratings, there are no users: import ratings first")
     return Interactions(
         owners.astype(np.int64),
-        place[np.concatenate([r.item_rows for r in found] or [empty]).astype(np.int64)],
-        np.concatenate([r.values for r in found] or [empty]).astype(np.float32),
-        np.concatenate([r.timestamps for r in found] or [empty]).astype(np.int64),
+        place[np.concatenate([r.item_rows for r in found]).astype(np.int64)],
+        np.concatenate([r.values for r in found]).astype(np.float32),
+        np.concatenate([r.timestamps for r in found]).astype(np.int64),
         len(users),
         len(items),
     )
@@ -161,9 +162,10 @@ class _Training:
         self._started = time.monotonic()
 
     def run(self) -> TrainedEncoder:
-        torch_seed_free = self.config  # every draw below has its own seeded generator
-        fit, weights = replace(torch_seed_free.fit, seed=self.config.seed), self.config.edge_weights[0]
-        settings, cut, strength, chosen = RankingSettings(0.0), self._default_cut(), 200.0, {}
+        fit, weights = replace(self.config.fit, seed=self.config.seed), self.config.edge_weights[0]
+        # Without a search: what was chosen most often on the data sets at hand.
+        settings, cut, strength = RankingSettings(10.0), self._default_cut(), 200.0
+        chosen: dict[str, Any] = {}
         searched = self.config.search and self._searchable()
         self._plan(searched)
         if searched:
@@ -184,7 +186,7 @@ class _Training:
         return TrainedEncoder(
             network.to_parameters(self.item_ids, weights, self.extractor.config()),
             similarity,
-            settings if searched else RankingSettings(10.0),
+            settings,
             self._metadata(fit, strength, cut, settings, chosen),
         )
 
@@ -222,7 +224,9 @@ class _Training:
             if step in stops:
                 figures[step] = validation.measure(self._scorer(network, validation, weights)).figure
 
-        name = f"l2 {fit.l2:g}, rank {fit.dim}, " + ("all positive" if weights == ALL_POSITIVE else "weighted")
+        name = f"l2 {fit.l2:g}, rank {fit.dim}, " + (
+            "all positive" if weights == ALL_POSITIVE else "weighted"
+        )
         self._fit(f"trying {name}", validation.cut.train, fit, weights, measure)
         stop = max(figures, key=lambda step: figures[step])
         self.trials.append(

@@ -279,7 +279,7 @@ def test_the_last_edge_leaves_exactly_nothing(edge_weights: EdgeWeights, per_ver
 
 def test_a_user_who_liked_nothing_before_starts_from_exactly_nothing() -> None:
     writer, rng = random_graph(16), np.random.default_rng(17)
-    weights = EdgeWeights((0.5, 1.5, 3.0, 4.5), (0.0, 1e-9, 1.0, 2.5))
+    weights = EdgeWeights((0.5, 1.5, 3.0, 4.5), (0.0, 7.7e-11, 1.0, 2.5))
     state = LinearState(make_parameters(weights), EXTRACTOR, writer.view)
     for n in range(40):
         items = rng.choice(20, 9, replace=False)
