@@ -39,9 +39,9 @@ class StoreLock:
                 if time.monotonic() >= deadline:
                     file.close()
                     holder = read_holder(self._path.parent) or {}
+                    whom, pid = holder.get("holder", "another process"), holder.get("pid", "?")
                     raise StoreLocked(
-                        f"the store in {self._path.parent} is held by "
-                        f"{holder.get('holder', 'another process')} (pid {holder.get('pid', '?')}): stop it, or send the write to it"
+                        f"{self._path.parent} is held by {whom} (pid {pid}): stop it, or send the write to it"
                     ) from None
                 time.sleep(0.05)
         file.truncate(0)

@@ -104,7 +104,7 @@ class Plan:
         """
         if len(request.operations) > MAX_ROWS_PER_WRITE:
             raise InvalidInput(
-                f"{len(request.operations)} operations in one write, at most {MAX_ROWS_PER_WRITE} are allowed: split it"
+                f"{len(request.operations)} operations in one write; at most {MAX_ROWS_PER_WRITE} fit"
             )
         self._now = self._fresh()
         self._version = version

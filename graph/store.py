@@ -19,7 +19,6 @@ import numpy as np
 from sqlalchemy import (
     Connection,
     Engine,
-    Row,
     Table,
     create_engine,
     delete,
@@ -235,7 +234,7 @@ class GraphStore:
 
         Rows hold latest states only, so a page in the middle is no state the graph ever had: apply all pages,
         then publish the `to_version` of the last, the head that was read. The last page may be empty.
-        Version 0 asks for the whole graph. Raises SnapshotRequired when tombstones after `version` were purged.
+        Version 0 asks for the whole graph. Raises SnapshotRequired when tombstones after `version` are gone.
         """
         with self._transaction() as connection:
             head = self._head(connection)
@@ -249,7 +248,7 @@ class GraphStore:
                     yield ChangeSet(*span, users=[User(*r) for r in rows])
             if "item" in kinds:
                 for rows in self._rows_since(connection, tables.items, version, page_rows):
-                    yield ChangeSet(*span, items=[Item(*r[:3], tuple(r[3]), *r[4:]) for r in rows])
+                    yield ChangeSet(*span, items=[_item(r) for r in rows])
             if "rating" in kinds:
                 for rows in self._rows_since(connection, tables.ratings, version, page_rows):
                     yield ChangeSet(*span, ratings=np.array([tuple(r) for r in rows], RATING_DTYPE))
@@ -319,7 +318,7 @@ class GraphStore:
     @staticmethod
     def _rows_since(
         connection: Connection, table: Table, version: int, page_rows: int
-    ) -> Iterator[Sequence[Row[Any]]]:
+    ) -> Iterator[Sequence[Any]]:
         query = select(table).order_by(*table.primary_key)
         query = query.where(table.c.version > version if version else ~table.c.deleted)
         result = connection.execution_options(stream_results=True).execute(query)
@@ -340,6 +339,11 @@ def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE takes the write lock before the first read, so the epoch check cannot go stale.
     write = connection.get_execution_options().get("weft_write", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _item(row: Any) -> Item:
+    row_number, item_id, title, tags, year, text, version, deleted = row
+    return Item(row_number, item_id, title, tuple(tags), year, text, version, deleted)
 
 
 def _user_values(user: User) -> dict[str, object]:

@@ -44,7 +44,8 @@ class ItemSimilarity:
         self._indptr: Int64 = np.zeros(1, np.int64)
         self._columns: npt.NDArray[np.int32] = np.zeros(0, np.int32)
         self._values: Float32 = np.zeros(0, np.float32)
-        if sp.issparse(matrix):
+        sparse = bool(sp.issparse(matrix))
+        if sparse:
             # A copy: the arrays may be a read-only map of a file, and the next lines work in place.
             rows: Any = sp.csr_matrix(matrix.astype(np.float32), copy=True)
             rows.sum_duplicates()
