@@ -1,6 +1,6 @@
 """How long does the two-stage ranker take per user?
 
-    python benchmarks/ranking.py --out ranking.json [--seen 100] [--neighbours 200] [--items 1200 10000]
+    python -m benchmarks.ranking [--seen 100] [--neighbours 200] [--items 1200 10000]
 
 One thread, random vectors, a random item-item matrix with `--neighbours` entries per item, reasons on. Times
 are per user and hold everything between the query and its answer: vectors, exclusions, item-item sums, the
@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,6 +22,7 @@ import faiss
 import numpy as np
 import scipy.sparse
 
+from benchmarks.report import write
 from models.item_similarity import ItemSimilarity
 from models.ranking import Ranker, RankQuery
 from models.ranking_settings import RankingSettings
@@ -62,7 +61,7 @@ def per_user_ms(ranker: Ranker, queries: list[RankQuery], seconds: float) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="where the JSON goes")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
     parser.add_argument("--items", type=int, nargs="+", default=[1_200, 10_000, 100_000])
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--dim", type=int, default=64)
@@ -91,22 +90,8 @@ def main() -> None:
                 row[path] = per_user_ms(ranker, queries, options.seconds)
             results.append(row)
             print(json.dumps(row), file=sys.stderr)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout
-    report = {
-        "benchmark": "ranking",
-        "unit": "ms per user, one thread",
-        "commit": commit.strip(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.processor(),
-            "cpus": os.cpu_count(),
-        },
-        "sizes": {k: v for k, v in vars(options).items() if k != "out"},
-        "results": results,
-    }
-    text = json.dumps(report, indent=2)
-    options.out.write_text(text + "\n")
-    print(text)
+    sizes = {k: v for k, v in vars(options).items() if k != "out"}
+    write("ranking", {"unit": "ms per user, one thread", "sizes": sizes, "results": results})
 
 
 if __name__ == "__main__":

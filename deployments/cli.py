@@ -68,16 +68,12 @@ def run(
 ) -> None:
     """Fill an empty store, train an encoder if there is none, and serve until Ctrl-C."""
     from deployments.launcher import check_port, exit_on_sigterm, running, wait_for_signal
-    from deployments.store_access import active_encoder
 
     exit_on_sigterm()
     settings = Settings()
     check_port(settings)
     try:
-        _fill_if_empty(settings, data)
-        if active_encoder(settings) is None:
-            messages.print("No encoder yet: training one.")
-            _train_and_activate(settings, seed=0)
+        prepare(settings, data)
         messages.print("Starting the service ...")
         with running(settings, quiet=not verbose):
             _welcome(settings)
@@ -87,6 +83,16 @@ def run(
         messages.print("Interrupted; what was written is kept.")
         sys.exit(130)
     messages.print("Stopped.")
+
+
+def prepare(settings: Settings, data: Path | None) -> None:
+    """Make sure that the store has data and an encoder, so that a service can start on it."""
+    from deployments.store_access import active_encoder
+
+    _fill_if_empty(settings, data)
+    if active_encoder(settings) is None:
+        messages.print("No encoder yet: training one.")
+        _train_and_activate(settings, seed=0)
 
 
 def _fill_if_empty(settings: Settings, data: Path | None) -> None:
@@ -342,7 +348,9 @@ def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
     view = read_view(settings)
     with _bar() as report:
         trained = train_encoder(
-            view, TrainingConfig(seed=seed), lambda p: report(p.stage, p.done, p.total, p.message)
+            view,
+            TrainingConfig(seed=seed),
+            lambda p: report("training", p.done, p.total, f"{p.stage}: {p.message}"),
         )
     metadata = dict(trained.metadata)
     path = save_checkpoint(
@@ -353,21 +361,46 @@ def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
 
 @app.command()
 def evaluate(
-    path: Annotated[Path, typer.Argument(help="MovieLens folder.")],
+    path: Annotated[Path, typer.Argument(help="MovieLens folder, or a CSV file of ratings.")],
     protocol: Annotated[str, typer.Option(help="recommenders or temporal.")] = "recommenders",
     baselines: Annotated[bool, typer.Option(help="Measure the usual baselines in the same run.")] = False,
+    user_column: Annotated[str, typer.Option(help="Of a CSV file.")] = "user_id",
+    item_column: Annotated[str, typer.Option(help="Of a CSV file.")] = "item_id",
+    rating_column: Annotated[
+        str, typer.Option(help="Of a CSV file; empty for implicit feedback.")
+    ] = "rating",
+    timestamp_column: Annotated[str | None, typer.Option(help="Of a CSV file.")] = None,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Ranking quality of what is served, on a data set's own test part."""
-    from deployments.evaluate_command import evaluate_folder
+    from deployments.evaluation_report import as_table, evaluate_dataset
+    from graph.datasets import Dataset, MovieLensDataset, TableDataset, TableOptions
 
-    with _bar() as report:
-        found = evaluate_folder(path, protocol, baselines, seed, report)
-    if as_json:
-        _print_json(found.as_json())
+    dataset: Dataset
+    if path.is_file():
+        columns = TableOptions(
+            ratings=path,
+            user_column=user_column,
+            item_column=item_column,
+            rating_column=rating_column or None,
+            timestamp_column=timestamp_column,
+        )
+        dataset = TableDataset(columns)
     else:
-        Console().print(found.table())
+        dataset = MovieLensDataset(path)
+    with _bar() as report:
+        found = evaluate_dataset(
+            dataset,
+            protocol,
+            baselines,
+            seed,
+            lambda p: report("evaluating", p.done, p.total, f"{p.stage}: {p.message}"),
+        )
+    if as_json:
+        _print_json(asdict(found))
+    else:
+        Console(width=160).print(as_table(found))
 
 
 # ---------------------------------------------------------------------------------------------------- output

@@ -164,7 +164,8 @@ class Follower:
             view = await asyncio.to_thread(newest_snapshot, self._snapshot_dir, store_id)
         if view is not None:
             changes = await self._catch_up(view.version)
-        if view is None or changes is None:
+        # A snapshot ahead of the head tells of a future that a restored backup does not have.
+        if view is None or changes is None or changes.to_version < view.version:
             view = GraphView(store_id)
             changes = await self._catch_up(0)
         if changes is not None:

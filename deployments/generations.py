@@ -38,6 +38,7 @@ class Generations(Generic[G]):
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._failed: set[str] = set()
         self._wanted: str | None = None
+        self._candidate: str | None = None
         self.active_digest: str | None = None
 
     @property
@@ -49,6 +50,10 @@ class Generations(Generic[G]):
 
     def all(self) -> list[G]:
         return list(self._loaded.values())
+
+    def awaits(self, digest: str) -> bool:
+        """Whether that generation is being built."""
+        return digest in self._tasks
 
     def loaded(self) -> tuple[str, ...]:
         return tuple(self._loaded)
@@ -70,12 +75,12 @@ class Generations(Generic[G]):
     def follow(self, view: GraphView) -> None:
         """Act on the pointers as they stand: build what is missing, answer with what is active."""
         self._wanted = digest_of(view, ACTIVE)
-        candidate = digest_of(view, CANDIDATE)
-        for digest in (self._wanted, candidate):
+        self._candidate = digest_of(view, CANDIDATE)
+        for digest in (self._wanted, self._candidate):
             if digest and digest not in self._loaded and digest not in self._tasks:
                 self._failed.discard(digest)
                 self._tasks[digest] = asyncio.create_task(self._load(digest))
-        self._flip(keep=candidate)
+        self._flip()
 
     async def _load(self, digest: str) -> None:
         try:
@@ -86,14 +91,16 @@ class Generations(Generic[G]):
             log.error("encoder %s cannot be used: %s", digest[:12], error.message)
         else:
             log.info("encoder %s is loaded", digest[:12])
-            self._flip(keep=digest)
+            self._flip()
         finally:
-            self._tasks.pop(digest, None)
+            # After a restart the name belongs to another task.
+            if self._tasks.get(digest) is asyncio.current_task():
+                del self._tasks[digest]
 
-    def _flip(self, keep: str | None) -> None:
+    def _flip(self) -> None:
         if self._wanted is None or self._wanted not in self._loaded:
             return
         if self.active_digest != self._wanted:
             log.info("encoder %s answers from now on", self._wanted[:12])
         self.active_digest = self._wanted
-        self._loaded = {d: g for d, g in self._loaded.items() if d in (self._wanted, keep)}
+        self._loaded = {d: g for d, g in self._loaded.items() if d in (self._wanted, self._candidate)}

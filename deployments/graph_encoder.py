@@ -160,8 +160,9 @@ class GraphEncoder:
 
     def _session(self, active: _Generation, query: UserQuery) -> UserVector:
         self._check_version(query.min_version)
-        rows = np.array([active.view.item(item_id).row for item_id, _ in query.session], np.int64)
-        values = np.array([value for _, value in query.session], np.float32)
+        session = dict(query.session)  # of repeated items the last counts, as it would in the store
+        rows = np.array([active.view.item(item_id).row for item_id in session], np.int64)
+        values = np.array(list(session.values()), np.float32)
         weights = active.state.weights(values)
         vector = active.state.session_vector(rows, values) if weights.any() else None
         return UserVector(vector, rows, weights, values, active.view.version, active.digest)
@@ -175,13 +176,16 @@ class GraphEncoder:
         min_version: int = 0,
     ) -> ItemVectors | WeftError:
         """Rows changed after version `since`, or the named `rows`, beyond `after_row`; in bounded pieces."""
-        generation = self._generations.get(digest)
-        if generation is None:
-            return UnknownEncoder(f"this replica has no encoder {digest[:12]!r}")
+        # In this order: a replica that is behind cannot know which encoders there are to be.
         if self._follower.version < max(min_version, since):
             return NotYet(
                 f"the graph encoder is at version {self._follower.version}, not yet at {min_version}"
             )
+        generation = self._generations.get(digest)
+        if generation is None:
+            if self._generations.awaits(digest):
+                return NotYet(f"the graph encoder is loading encoder {digest[:12]!r}")
+            return UnknownEncoder(f"this replica has no encoder {digest[:12]!r}")
         state = generation.state
         changed = state.changed_since(since) if rows is None else rows[rows < state.num_item_rows]
         changed = changed[changed > after_row]

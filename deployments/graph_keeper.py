@@ -110,7 +110,8 @@ class GraphKeeper:
             except WeftError as error:
                 log.warning("%s is no encoder: %s", path, error.message)
                 continue
-            state = {pointers[ACTIVE]: "active", pointers[CANDIDATE]: "candidate"}.get(path.name, "available")
+            # In this order: after an activation both pointers name the same encoder.
+            state = {pointers[CANDIDATE]: "candidate", pointers[ACTIVE]: "active"}.get(path.name, "available")
             found.append(EncoderInfo(path.name, state, checkpoint.parameters.dim, checkpoint.metadata))
         return found
 

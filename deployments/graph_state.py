@@ -20,7 +20,12 @@ from deployments.settings import Settings
 from graph.errors import Overloaded, SnapshotRequired, Unavailable, WeftError
 from graph.lock import StoreLock
 from graph.schema import ALL_KINDS, ChangeSet, Kind, WriteRequest, WriteResult
-from graph.snapshot import newest_snapshot, remove_snapshots_before, write_snapshot
+from graph.snapshot import (
+    newest_snapshot,
+    remove_snapshots_after,
+    remove_snapshots_before,
+    write_snapshot,
+)
 from graph.store import GraphStore
 from graph.writer import ApplyFailed, Fenced, GraphWriter
 
@@ -28,6 +33,7 @@ log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 20.0
 FOLLOWER_FORGOTTEN_S = 30.0
+_APPLY_TIMEOUT_S = 5.0
 
 Outcome = WriteResult | WeftError
 
@@ -76,6 +82,7 @@ class GraphState:
         self._lock = StoreLock(settings.data_dir, "the running service", settings.url)
         self._lock.acquire(LOCK_WAIT_S)
         self._store = GraphStore(settings.store_url)
+        remove_snapshots_after(settings.snapshot_dir, self._store.head().version)
         self._writer = GraphWriter(self._store, newest_snapshot(settings.snapshot_dir, self._store.store_id))
         self.store_id = self._store.store_id
         self._snapshot_version = self._writer.head.horizon
@@ -178,13 +185,8 @@ class GraphState:
         self._followers[report.follower_id] = (report, time.monotonic())
         if report.store_id != self.store_id or report.version > self._head:
             return Tail(self.store_id, self._head, gap=True)
-        if report.version == self._head:
-            if self._moved is None:
-                self._moved = asyncio.Event()
-            try:
-                await asyncio.wait_for(self._moved.wait(), timeout_s)
-            except TimeoutError:
-                return Tail(self.store_id, self._head)
+        if report.version == self._head and not await self._reached(self._head + 1, timeout_s):
+            return Tail(self.store_id, self._head)
         commits: list[ChangeSet] = []
         for change in reversed(self._ring):
             if change.from_version < report.version:
@@ -206,8 +208,23 @@ class GraphState:
         except SnapshotRequired as error:
             yield error
             return
+        # The store may hold a commit that is still being applied. Whoever read it here must not be ahead of
+        # the tail, which would have him start over.
+        await self._reached(pages[-1].to_version)
         for page in pages:
             yield page
+
+    async def _reached(self, version: int, timeout_s: float = _APPLY_TIMEOUT_S) -> bool:
+        """Whether the head that followers see has reached `version` in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self._head < version:
+                    if self._moved is None:
+                        self._moved = asyncio.Event()
+                    await self._moved.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def followers(self) -> list[FollowerReport]:
         """Followers that asked for changes lately."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -134,6 +135,7 @@ def _start(settings: Settings, quiet: bool) -> None:
     from deployments.app import build
 
     level = "ERROR" if quiet else "INFO"
+    logging.getLogger("ray.serve").setLevel(level)
     ray.init(
         address="local",  # never join a cluster that happens to run
         namespace="weft",

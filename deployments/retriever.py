@@ -26,7 +26,7 @@ from deployments.messages import (
     UserVector,
 )
 from deployments.settings import Settings
-from graph.errors import NotYet, Unavailable, WeftError
+from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item
 from graph.view import Delta, GraphView
 from models.graph_encoder.checkpoint import load_checkpoint
@@ -100,11 +100,11 @@ class Retriever:
     async def apply(self, changes: ChangeSet) -> None:
         # A new or changed item has its vector before its version is published: nobody finds it without.
         fresh = np.array(sorted(i.row for i in changes.items if not i.deleted), np.int64)
-        vectors = {
-            g.digest: await self._fetch(g.digest, rows=fresh, min_version=changes.to_version)
-            for g in self._generations.all()
-            if len(fresh)
-        }
+        vectors: dict[str, list[ItemVectors]] = {}
+        # Again and again: another generation may be completed while this waits.
+        while len(fresh) and (missing := [d for d in self._generations.loaded() if d not in vectors]):
+            for digest in missing:
+                vectors[digest] = await self._fetch_fresh(digest, fresh, changes.to_version)
         delta = self._view.apply(changes)
         self._apply_items(delta)
         for generation in self._generations.all():
@@ -113,8 +113,18 @@ class Retriever:
                 generation.ranker.remove(gone)
             for piece in vectors.get(generation.digest, ()):
                 self._upsert(generation, piece)
+                # A pull may have overtaken this piece: have what changed since come again.
+                generation.version = min(generation.version, piece.version)
         if any(p.scope == SCOPE for p in changes.pointers):
             self._generations.follow(self._view)
+
+    async def _fetch_fresh(self, digest: str, rows: Int64, version: int) -> list[ItemVectors]:
+        try:
+            return await self._fetch(digest, rows=rows, min_version=version)
+        except UnknownEncoder:
+            # The graph encoder is ahead and has retired it; this replica is about to learn of that.
+            log.info("the graph encoder no longer has encoder %s", digest[:12])
+            return []
 
     def generations(self) -> tuple[str, ...]:
         return self._generations.loaded()
@@ -141,7 +151,8 @@ class Retriever:
         ranker = Ranker(checkpoint.parameters.dim, checkpoint.similarity, checkpoint.ranking)
         positions = {item_id: n for n, item_id in enumerate(checkpoint.parameters.item_ids)}
         generation = _Generation(digest, ranker, positions)
-        await self._pull(generation)
+        # Not before the encoder knows of this generation: until then it cannot say whether there is one.
+        await self._pull(generation, self._view.version)
         # Items that were applied while the pull was under way came too early for it: fetch them by name.
         while len(missing := self._missing(generation)):
             for piece in await self._fetch(digest, rows=missing, min_version=self._view.version):
@@ -185,7 +196,10 @@ class Retriever:
         min_version: int = 0,
         wait: bool = True,
     ) -> list[ItemVectors]:
-        """All pieces of one pull. With `wait`, an encoder that is away or behind is asked again."""
+        """All pieces of one pull. With `wait`, an encoder that is away or behind is asked again.
+
+        Raises UnknownEncoder where there is no such generation, and without `wait` Unavailable.
+        """
         pieces: list[ItemVectors] = []
         while True:
             after_row = int(pieces[-1].rows[-1]) if pieces else -1
@@ -197,7 +211,7 @@ class Retriever:
                 pieces.append(piece)
                 if not piece.more:
                     return pieces
-            elif wait:
+            elif wait and isinstance(piece, Unavailable):
                 await asyncio.sleep(_RETRY_S)
             elif isinstance(piece, NotYet):
                 return []
@@ -227,9 +241,13 @@ class Retriever:
     async def recommend(self, queries: list[RecommendQuery]) -> list[RecommendAnswer | WeftError]:
         answers: list[RecommendAnswer | WeftError | None] = [self._refusal(q) for q in queries]
         places = [n for n, answer in enumerate(answers) if answer is None]
-        exact = [queries[n].min_version for n in places if queries[n].exact_items]
+        exact = [n for n in places if queries[n].exact_items]
         if exact:
-            await self._pull_exactly(max(exact))
+            lag = await self._pull_exactly(max(queries[n].min_version for n in exact))
+            if lag is not None:
+                # Nobody else in this batch waits for it.
+                answers = [lag if n in exact else a for n, a in enumerate(answers)]
+                places = [n for n in places if n not in exact]
         try:
             users = await self._encoder.user_vectors(
                 [UserQuery(q.user_id, q.session, q.min_version) for q in (queries[n] for n in places)]
@@ -306,12 +324,20 @@ class Retriever:
         if self._follower.version < min_version:
             raise NotYet(f"the retriever is at version {self._follower.version}, not yet at {min_version}")
 
-    async def _pull_exactly(self, min_version: int) -> None:
+    async def _pull_exactly(self, min_version: int) -> WeftError | None:
+        """Bring the item vectors to `min_version`, or say why they are not there."""
         generation = self._generations.active
-        if generation is not None:
-            async with self._pulling:
+        if generation is None:
+            return None
+        async with self._pulling:
+            try:
                 if generation.version < min_version:
-                    await self._pull(generation, min_version)
+                    await self._pull(generation, min_version, wait=False)
+            except WeftError as error:
+                return error if isinstance(error, Unavailable) else NotYet(error.message)
+        if generation.version < min_version:
+            return NotYet(f"item vectors are at version {generation.version}, not yet at {min_version}")
+        return None
 
     async def _rank(self, generation: _Generation, queries: list[RankQuery]) -> list[RankResult]:
         if len(queries) * len(generation.ranker) <= _INLINE_SCORES:

@@ -1,8 +1,8 @@
 """Views on disk: versioned, checksummed, atomically renamed, memory-mappable.
 
 A snapshot is a folder `v<version>` with one `.npy` file per array, the node records as JSON lines, and
-`manifest.json` with the store id, version and SHA-256 of every file. It is written under a temporary name,
-synced, and renamed; a folder without that history is never taken for a snapshot.
+`manifest.json` with the store id, version and SHA-256 of every file and of itself. It is written under a
+temporary name, synced, and renamed; a folder without that history is never taken for a snapshot.
 """
 
 from __future__ import annotations
@@ -43,7 +43,13 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     target = root / f"v{contents.version:020d}"
     if target.exists():
-        return target
+        # Left alone only if it is this snapshot: a damaged one, or one of another store, would be skipped.
+        try:
+            if read_snapshot(target).store_id == contents.store_id:
+                return target
+        except Corrupt as error:
+            log.warning("%s; it is written again", error.message)
+        shutil.rmtree(target)
     scratch = root / f".writing-{os.getpid()}-{contents.version}"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
@@ -66,6 +72,7 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
         "item_rows": contents.item_rows,
         "sha256": {p.name: _digest(p) for p in sorted(scratch.iterdir())},
     }
+    manifest["digest"] = _manifest_digest(manifest)
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in scratch.iterdir():
         _sync(path)
@@ -81,6 +88,8 @@ def read_snapshot(path: Path) -> GraphView:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             raise Corrupt(f"snapshot {path} has format {manifest['format']}, this version reads {FORMAT}")
+        if manifest["digest"] != _manifest_digest(manifest):
+            raise Corrupt(f"snapshot {path}: manifest.json does not match its own checksum")
         for name, digest in manifest["sha256"].items():
             if _digest(path / name) != digest:
                 raise Corrupt(f"snapshot {path}: {name} does not match its checksum")
@@ -94,7 +103,7 @@ def read_snapshot(path: Path) -> GraphView:
             by_item=_read_side(path, "by_item", ("value",)),
             **records,
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Corrupt(f"snapshot {path} cannot be read: {error}") from error
     return GraphView.from_contents(contents)
 
@@ -111,6 +120,14 @@ def newest_snapshot(root: Path, store_id: str) -> GraphView | None:
             return view
         log.warning("snapshot %s belongs to store %s, not %s; it is ignored", path, view.store_id, store_id)
     return None
+
+
+def remove_snapshots_after(root: Path, version: int) -> None:
+    """Drop snapshots newer than `version`: where a backup was restored, they tell of what never happened."""
+    for path in root.glob("v" + "[0-9]" * 20):
+        if path.name > f"v{version:020d}":
+            log.warning("snapshot %s is ahead of the store, at version %d; it is removed", path, version)
+            shutil.rmtree(path)
 
 
 def remove_snapshots_before(root: Path, version: int) -> None:
@@ -143,6 +160,11 @@ def _read_side(
         return np.load(path / f"{side}.{name}.npy", mmap_mode="c", allow_pickle=False)
 
     return np.array(mapped("indptr")), mapped("keys"), {name: mapped(name) for name in columns}
+
+
+def _manifest_digest(manifest: dict[str, Any]) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -85,16 +85,14 @@ def _ease(liked: Any, settings: Settings, _: int) -> Scorer:
 
 
 def _als(liked: Any, settings: Settings, seed: int) -> Scorer:
-    model = _implicit("als", "AlternatingLeastSquares")(random_state=seed, use_gpu=False, **settings)
-    return _factors(model, liked)
+    make = _implicit("als", "AlternatingLeastSquares")
+    return _factors(lambda: make(random_state=seed, use_gpu=False, **settings), liked)
 
 
 def _bpr(liked: Any, settings: Settings, seed: int) -> Scorer:
     # One thread: several race for the same rows, and no two runs would agree.
-    model = _implicit("bpr", "BayesianPersonalizedRanking")(
-        random_state=seed, num_threads=1, use_gpu=False, **settings
-    )
-    return _factors(model, liked)
+    make = _implicit("bpr", "BayesianPersonalizedRanking")
+    return _factors(lambda: make(random_state=seed, num_threads=1, use_gpu=False, **settings), liked)
 
 
 def _implicit(module: str, name: str) -> Callable[..., Any]:
@@ -110,10 +108,11 @@ def _implicit(module: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def _factors(model: Any, liked: Any) -> Scorer:
+def _factors(make: Callable[[], Any], liked: Any) -> Scorer:
     with warnings.catch_warnings():
         # implicit advises one BLAS thread; that is the caller's choice.
         warnings.simplefilter("ignore")
+        model = make()
         model.fit(liked, show_progress=False)
     users, items = np.asarray(model.user_factors), np.asarray(model.item_factors)
     return lambda rows: np.asarray(users[rows] @ items.T, np.float32)
@@ -125,7 +124,7 @@ def _grid(**options: tuple[Any, ...]) -> tuple[Settings, ...]:
 
 BASELINES = (
     Baseline("popularity", _popularity),
-    Baseline("item_knn", _item_knn, _grid(neighbours=(20, 50, 100, 200, 500))),
+    Baseline("item_knn", _item_knn, _grid(neighbours=(10, 20, 50, 100, 200, 500))),
     Baseline("ease", _ease, _grid(l2=(30.0, 100.0, 200.0, 400.0, 800.0))),
     Baseline("als", _als, _grid(factors=(32, 64), regularization=(1.0, 10.0), alpha=(2.0, 10.0))),
     Baseline(

@@ -21,6 +21,8 @@ MAX_SOFTMAX_ITEMS = 20_000
 
 NUM_NEGATIVES = 4_096
 
+_RAREST_ATTRIBUTE = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class FitConfig:
@@ -38,6 +40,7 @@ class FitConfig:
     hidden: float = 0.3
     """Share of the edges that each step hides from the messages and asks for."""
     id_dropout: float = 0.1
+    """Share of the items that each step treats as new, and of the users where these have attributes."""
     seed: int = 0
 
     @property
@@ -78,12 +81,19 @@ def fit_network(
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
     share = torch.bincount(edges.item_rows, minlength=edges.num_items).float() / max(1, len(edges))
+    # What one user alone has is an ID in disguise: it pays as if more had it.
+    attribute_share = torch.empty(0) if data.user_features is None else data.user_features.mean_squares()
+    attribute_share = attribute_share.clamp(min=_RAREST_ATTRIBUTE)
     batches = _user_batches(edges, generator)
     for step in range(config.steps_taken):
         decay = 1 - (1 - config.final_rate) * step / config.steps
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * decay
         visible = (torch.rand(len(edges), generator=generator) >= config.hidden).to(data.device)
+        if data.user_features is not None:
+            # Some users are new in each step: attributes must learn to stand alone.
+            known = torch.rand(edges.num_users, generator=generator) >= config.id_dropout
+            visible &= known.to(data.device)[edges.user_rows]
         kept_ids = None
         if config.id_dropout > 0:
             drawn = torch.rand(edges.num_items, generator=generator)
@@ -92,12 +102,13 @@ def fit_network(
             edges.matrices(visible), data.item_features, data.user_features, kept_ids
         )
         loss = _loss(edges, users, items, bias, visible, next(batches), share, generator)
-        if loss is None:
-            continue
-        penalty = (network.id_source.square() + network.id_target.square()).sum(1) @ share
-        optimizer.zero_grad()
-        (loss + config.l2 * penalty).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        if loss is not None:
+            penalty = (network.id_source.square() + network.id_target.square()).sum(1) @ share
+            if data.user_features is not None:
+                penalty = penalty + network.user_attributes.square().sum(1) @ attribute_share
+            optimizer.zero_grad()
+            (loss + config.l2 * penalty).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
         if after_step is not None:
             after_step(step + 1, network)
     return network
@@ -131,7 +142,7 @@ def _loss(
     odds = share.sqrt().cpu()
     drawn = torch.multinomial(odds, NUM_NEGATIVES, replacement=True, generator=generator)
     drawn = torch.from_numpy(np.unique(drawn.numpy()))
-    # Each distinct item once: its expected number of draws becomes the chance of being drawn at all.
+    # Each distinct item counts once, so what is expected of it is the chance of being drawn at all.
     chance = -torch.expm1(-NUM_NEGATIVES * odds[drawn] / odds.sum())
     negatives = drawn.to(users.device)
     places = torch.full((edges.num_items,), -1, dtype=torch.int64, device=users.device)
@@ -148,8 +159,9 @@ def _user_batches(edges: EdgeList, generator: torch.Generator) -> Iterator[Tenso
     if size >= edges.num_users:
         while True:
             yield None
+    active = torch.bincount(edges.user_rows, minlength=edges.num_users).nonzero().squeeze(1)
     # Of equal length, so that no step works on a few left over.
-    count = math.ceil(edges.num_users / size)
+    count = math.ceil(len(active) / size)
     while True:
-        order = torch.randperm(edges.num_users, generator=generator).to(edges.user_rows.device)
-        yield from order.tensor_split(count)
+        order = torch.randperm(len(active), generator=generator).to(active.device)
+        yield from active[order].tensor_split(count)

@@ -240,6 +240,12 @@ class FeatureRows:
         self._forward = _from_scipy(matrix.tocsr(), device)
         self._backward = _from_scipy(matrix.T.tocsr(), device)
 
+    def mean_squares(self) -> Tensor:
+        """Mean square of each column, float32 [columns]."""
+        sums = torch.zeros(self.shape[1], device=self._forward.device)
+        sums.index_add_(0, self._forward.col_indices(), self._forward.values().square())
+        return sums / max(1, self.shape[0])
+
     def __matmul__(self, weights: Tensor) -> Tensor:
         """[rows, columns] @ [columns, D] -> [rows, D]."""
         result: Tensor = _SparseProduct.apply(self._forward, self._backward, weights)  # type: ignore[no-untyped-call]

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_STRUCK = -1e30
+
 
 def full_softmax_loss(
     users: Tensor, items: Tensor, bias: Tensor, visible: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]
@@ -47,11 +49,12 @@ def sampled_softmax_loss(
         bias: float [n].
         known: (user positions, places in `negatives`), int64 [v] each.
         targets: (user positions, item positions), int64 [t] each, t > 0.
-        negatives: int64 [s], drawn with replacement.
-        log_expected: float [s], the log of the expected number of draws of each.
+        negatives: int64 [s], distinct, s > 0.
+        log_expected: float [s], the log of how often each is expected among the negatives.
     """
     logits = users @ items[negatives].T + (bias[negatives] - log_expected)  # [B, s]
-    logits = logits.index_put(known, torch.full((), -torch.inf, device=logits.device))
+    # Finite, because the gradient of a sum of nothing but exp(-inf) is not a number.
+    logits = logits.index_put(known, torch.full_like(logits[0, 0], _STRUCK))
     denominators = torch.logsumexp(logits, 1)  # [B]
     rows, columns = targets
     positives = (users[rows] * items[columns]).sum(1) + bias[columns]

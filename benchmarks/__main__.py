@@ -1,0 +1,13 @@
+"""Runs every benchmark, each in a process of its own; results go to benchmarks/results/."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = ("incremental", "encoder", "ranking", "store", "service", "quality")
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or BENCHMARKS:
+        print(f"== {name}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=True)

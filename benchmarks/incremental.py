@@ -1,0 +1,81 @@
+"""From one rating to a fresh user vector and refreshed item rows: incremental against a full recompute.
+
+    python -m benchmarks.incremental
+
+Incremental: `GraphView.apply` + `LinearState.apply` + `user_vector`, for random new ratings. Yardsticks on
+the same graph, one thread each: `rebuild`, a new `LinearState` from the live view (float64 sums, features
+included), and `bare products`, the propagation alone, three float32 products over a matrix that is there
+already: the least that any full recompute costs.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+
+import time
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from benchmarks.graphs import movielens_view, one_rating, random_parameters, synthetic_view
+from benchmarks.report import percentiles, spread, write
+from graph.view import GraphView
+from models.graph_encoder.features import extractor_from_config
+from models.graph_encoder.incremental import LinearState
+
+ROUNDS, RATINGS_PER_ROUND = 5, 400
+
+
+def measure(view: GraphView) -> dict[str, Any]:
+    parameters = random_parameters(view)
+    extractor = extractor_from_config(parameters.features)
+    state = LinearState(parameters, extractor, view)
+    edges = view.edges()
+    matrix = sp.csr_matrix((np.ones(len(edges.values), np.float32), (edges.user_rows, edges.item_rows)))
+    q = state.source[: matrix.shape[1]].copy()
+    rng = np.random.default_rng(1)
+    micros: list[float] = []
+    against_rebuild, against_products = [], []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        LinearState(parameters, extractor, view)
+        rebuild = time.perf_counter() - start
+        start = time.perf_counter()
+        matrix @ (q + matrix.T @ (matrix @ q))
+        products = time.perf_counter() - start
+        times = []
+        # Whoever writes is one of the active: users are drawn by their number of ratings.
+        for owner in rng.choice(edges.user_rows, RATINGS_PER_ROUND):
+            change = one_rating(view, int(owner), int(rng.integers(view.num_item_rows)))
+            start = time.perf_counter()
+            state.apply(view.apply(change), view)
+            state.user_vector(int(owner))
+            times.append(time.perf_counter() - start)
+        micros += [t * 1e6 for t in times]
+        against_rebuild.append(rebuild / float(np.median(times)))
+        against_products.append(products / float(np.median(times)))
+    by_user, by_item = view.rating_bytes
+    return {
+        "ratings": view.num_ratings,
+        "one_rating_us": percentiles(micros),
+        "rebuild_over_incremental": spread(against_rebuild),
+        "bare_products_over_incremental": spread(against_products),
+        "deviation_from_rebuild": state.deviation(view),
+        "bytes_per_rating": {
+            "by_user": by_user / view.num_ratings,
+            "by_item": by_item / view.num_ratings,
+        },
+    }
+
+
+if __name__ == "__main__":
+    write(
+        "incremental",
+        {
+            "ml-latest-small": measure(movielens_view()),
+            "ml-1m-sized": measure(synthetic_view(6040, 3706, 1_000_209)),
+        },
+    )

@@ -1,0 +1,143 @@
+"""The graph as plain dicts: what any chain of writes has to come to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graph.errors import WeftError
+from graph.schema import (
+    ChangeSet,
+    DeleteItem,
+    DeleteMemory,
+    DeleteRating,
+    DeleteUser,
+    Operation,
+    PutItem,
+    PutMemory,
+    PutPointer,
+    PutRating,
+    PutUser,
+    WriteRequest,
+    WriteResult,
+)
+from graph.store import GraphStore
+from graph.view import GraphView
+from graph.writer import GraphWriter
+
+
+@dataclass
+class PlainModel:
+    users: dict[str, dict[str, Any]] = field(default_factory=dict)
+    items: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    ratings: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
+    memories: dict[str, tuple[str, str]] = field(default_factory=dict)
+    pointers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def copy(self) -> PlainModel:
+        return PlainModel(
+            dict(self.users), dict(self.items), dict(self.ratings), dict(self.memories), dict(self.pointers)
+        )
+
+    def write(self, operations: Sequence[Operation]) -> bool:
+        """Do all or nothing; whether they were acceptable."""
+        trial = self.copy()
+        if not all(trial._write(operation) for operation in operations):
+            return False
+        self.__dict__.update(trial.__dict__)
+        return True
+
+    def _write(self, operation: Operation) -> bool:
+        match operation:
+            case PutUser(user_id, attributes):
+                self.users[user_id] = dict(attributes)
+            case PutItem(item_id, title, tags, year, text):
+                self.items[item_id] = (title, tuple(dict.fromkeys(tags)), year, text)
+            case PutRating(user_id, item_id, value, timestamp):
+                if item_id not in self.items:
+                    return False
+                self.users.setdefault(user_id, {})
+                before = self.ratings.get((user_id, item_id))
+                if before is None or value != before[0] or timestamp not in (0, before[1]):
+                    self.ratings[user_id, item_id] = (value, timestamp)
+            case PutMemory(memory_id, user_id, text):
+                if user_id not in self.users or self.memories.get(memory_id, (user_id,))[0] != user_id:
+                    return False
+                self.memories[memory_id] = (user_id, text)
+            case PutPointer(scope, name, value):
+                self.pointers[scope, name] = dict(value)
+            case DeleteUser(user_id):
+                self.ratings = {pair: r for pair, r in self.ratings.items() if pair[0] != user_id}
+                self.memories = {m: owned for m, owned in self.memories.items() if owned[0] != user_id}
+                return self.users.pop(user_id, None) is not None
+            case DeleteItem(item_id):
+                self.ratings = {pair: r for pair, r in self.ratings.items() if pair[1] != item_id}
+                return self.items.pop(item_id, None) is not None
+            case DeleteRating(user_id, item_id):
+                return self.ratings.pop((user_id, item_id), None) is not None
+            case DeleteMemory(memory_id):
+                return self.memories.pop(memory_id, None) is not None
+        return True
+
+
+def model_of(view: GraphView) -> PlainModel:
+    """What a view says, both directions of the ratings checked against each other."""
+    user_ids = {u.row: u.user_id for u in view.users()}
+    item_ids = {i.row: i.item_id for i in view.items()}
+    ratings = {}
+    for row, user_id in user_ids.items():
+        rated = view.ratings_of(row)
+        for item_row, value, timestamp in zip(*(column.tolist() for column in rated), strict=True):
+            ratings[user_id, item_ids[item_row]] = (value, timestamp)
+    raters = {
+        (user_ids[user_row], item_id): value
+        for row, item_id in item_ids.items()
+        for user_row, value in zip(*(column.tolist() for column in view.raters_of(row)), strict=True)
+    }
+    assert raters == {pair: value for pair, (value, _) in ratings.items()}
+    assert view.num_ratings == len(ratings)
+    memories = {m.memory_id: (user_ids[m.user_row], m.text) for m in view.memories()}
+    for row, user_id in user_ids.items():
+        own = {m.memory_id for m in view.memories_of(row)}
+        assert own == {m for m, (owner, _) in memories.items() if owner == user_id}
+    for user_id in user_ids.values():
+        assert view.user(user_id).user_id == user_id
+    assert (view.num_users, view.num_items) == (len(user_ids), len(item_ids))
+    return PlainModel(
+        {u.user_id: dict(u.attributes) for u in view.users()},
+        {i.item_id: (i.title, i.tags, i.year, i.text) for i in view.items()},
+        ratings,
+        memories,
+        {(p.scope, p.name): dict(p.value) for p in view.pointers()},
+    )
+
+
+def assert_same_view(view: GraphView, other: GraphView) -> None:
+    """Equal to the row and the version, not only in what they say."""
+    assert view.version == other.version
+    assert list(view.users()) == list(other.users())
+    assert list(view.items()) == list(other.items())
+    assert sorted(view.memories(), key=lambda m: m.row) == sorted(other.memories(), key=lambda m: m.row)
+    assert {(p.scope, p.name): p for p in view.pointers()} == {(p.scope, p.name): p for p in other.pointers()}
+    assert model_of(view) == model_of(other)
+
+
+def read_view(store: GraphStore) -> GraphView:
+    """The store's whole state, from version 0."""
+    view = GraphView(store.store_id)
+    view.apply(ChangeSet.concatenate(list(store.changes_since(0))))
+    return view
+
+
+def open_store(folder: Path) -> GraphStore:
+    return GraphStore(folder / "weft.sqlite")
+
+
+def write(writer: GraphWriter, *operations: Operation) -> WriteResult:
+    """One request; raises what it was refused with."""
+    (outcome,) = writer.commit([WriteRequest(operations)]).outcomes
+    if isinstance(outcome, WeftError):
+        raise outcome
+    return outcome

@@ -1,0 +1,270 @@
+"""The durable store: its feed, its fencing and what it refuses to open."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import event
+
+from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
+from graph.schema import (
+    ALL_KINDS,
+    RATING_DTYPE,
+    ChangeSet,
+    DeleteItem,
+    DeleteUser,
+    Idempotency,
+    PutItem,
+    PutMemory,
+    PutPointer,
+    PutRating,
+    PutUser,
+    WriteRequest,
+)
+from graph.store import GraphStore, IdempotencyRecord
+from graph.view import GraphView
+from graph.writer import GraphWriter
+from tests.graph.plain_model import assert_same_view, open_store, read_view, write
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[GraphStore]:
+    store = open_store(tmp_path)
+    yield store
+    store.close()
+
+
+def fill(writer: GraphWriter) -> None:
+    write(writer, *(PutItem(f"i{n}", f"Film {n}", ("a", "b"), 1990, "plot") for n in range(6)))
+    write(writer, *(PutUser(f"u{n}", {"age": n, "likes": ["x", "y"]}) for n in range(4)))
+    write(writer, *(PutRating(f"u{n % 4}", f"i{n % 6}", 1.0 + n % 4, n) for n in range(12)))
+    write(writer, PutMemory("m1", "u1", "likes tea"), PutPointer("encoder", "active", {"digest": "d"}))
+
+
+def test_a_new_store_is_empty_and_keeps_its_id(tmp_path: Path) -> None:
+    first = open_store(tmp_path / "deep" / "er")
+    assert first.is_empty()
+    assert first.head().version == 0
+    assert [len(page) for page in first.changes_since(0)] == [0]
+    first.close()
+    second = GraphStore(f"sqlite:///{tmp_path / 'deep' / 'er' / 'weft.sqlite'}")
+    other = open_store(tmp_path)
+    assert first.store_id == second.store_id != other.store_id
+    second.close()
+    other.close()
+
+
+def test_an_acknowledged_write_survives_power_loss(store: GraphStore) -> None:
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:secret@h/db", "mysql://h/db"])
+def test_other_databases_are_refused_without_showing_the_password(url: str) -> None:
+    with pytest.raises(InvalidInput, match="only sqlite") as caught:
+        GraphStore(url)
+    assert "secret" not in caught.value.message
+    assert caught.value.param == "store.url"
+
+
+def test_what_is_no_store_is_corrupt(tmp_path: Path) -> None:
+    path = tmp_path / "weft.sqlite"
+    path.write_bytes(b"this is no database, whatever its name says" * 100)
+    with pytest.raises(Corrupt, match="not a database"):
+        GraphStore(path)
+
+
+def test_another_schema_is_refused(tmp_path: Path) -> None:
+    open_store(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "weft.sqlite")
+    connection.execute("UPDATE meta SET schema_version = 99")
+    connection.commit()
+    connection.close()
+    with pytest.raises(Corrupt, match="schema 99"):
+        open_store(tmp_path)
+
+
+def test_a_store_that_another_process_writes_to_is_busy(tmp_path: Path, monkeypatch: Any) -> None:
+    open_store(tmp_path).close()
+    monkeypatch.setattr("graph.store.create_engine", _impatient)
+    connection = sqlite3.connect(tmp_path / "weft.sqlite", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="busy"):
+        open_store(tmp_path)
+    connection.execute("ROLLBACK")
+    connection.close()
+
+
+def _impatient(url: Any, **_: Any) -> Any:
+    from sqlalchemy import create_engine
+
+    return create_engine(url, connect_args={"timeout": 0.01})
+
+
+# ----------------------------------------------------------------------------------------------- the feed
+
+
+@pytest.mark.parametrize("page_rows", [1, 3, 50_000])
+def test_pages_add_up_to_the_whole(store: GraphStore, page_rows: int) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    pages = list(store.changes_since(0, page_rows=page_rows))
+    assert {(p.from_version, p.to_version) for p in pages} == {(0, 4)}
+    assert all(len(p) <= max(page_rows, 1) for p in pages)
+    view = GraphView(store.store_id)
+    view.apply(ChangeSet.concatenate(pages))
+    assert_same_view(view, writer.view)
+
+
+def test_every_version_catches_up_to_the_head(store: GraphStore) -> None:
+    writer, views = GraphWriter(store), []
+    fill(writer)
+    views.append(writer.view.copy())
+    for operation in (
+        DeleteItem("i2"),
+        PutRating("u0", "i0", 2.0, 5),
+        DeleteUser("u1"),
+        PutItem("i2", "Again"),
+        PutRating("u9", "i2", 4.0),
+    ):
+        write(writer, operation)
+        views.append(writer.view.copy())
+    for view in views:
+        view.apply(ChangeSet.concatenate(list(store.changes_since(view.version))))
+        assert_same_view(view, writer.view)
+
+
+def test_one_scan_reads_one_state(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    before = writer.view.copy()
+    scan = store.changes_since(0, page_rows=2)
+    pages = [next(scan)]
+    write(writer, DeleteUser("u3"))
+    write(writer, PutItem("i9", "Late"), PutRating("u0", "i0", 5.0, 99))
+    pages += scan
+    view = GraphView(store.store_id)
+    view.apply(ChangeSet.concatenate(pages))
+    assert_same_view(view, before)
+
+
+def test_kinds_are_filtered_in_the_store(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    for kind, count in {"user": 4, "item": 6, "rating": 12, "memory": 1, "pointer": 1}.items():
+        part = ChangeSet.concatenate(list(store.changes_since(0, frozenset((kind,)))))  # type: ignore[arg-type]
+        assert (len(part), part.to_version) == (count, 4)
+        assert len(part.only(ALL_KINDS - {kind})) == 0  # type: ignore[arg-type]
+
+
+def test_a_purge_drops_tombstones_and_moves_the_horizon(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    write(writer, DeleteUser("u1"))
+    rated = int(writer.view.item_degrees.sum())
+    assert writer.purge(4) == 0  # nothing was deleted up to there
+    assert writer.purge(5) == 1 + (12 - rated) + 1  # user, ratings, memory
+    assert store.head().horizon == writer.head.horizon == 5
+    for version in (1, 4):
+        with pytest.raises(SnapshotRequired, match=f"version 5, not to {version}"):
+            next(store.changes_since(version))
+    assert sum(len(p) for p in store.changes_since(5)) == 0
+    assert_same_view(read_view(store), writer.view)
+    with pytest.raises(Fenced):
+        store.purge(writer.head.epoch, 6)  # beyond the head
+
+
+def test_a_purge_keeps_later_tombstones_and_live_rows(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    write(writer, DeleteItem("i0"))
+    follower = writer.view.copy()
+    write(writer, DeleteItem("i1"))
+    writer.purge(follower.version)
+    follower.apply(ChangeSet.concatenate(list(store.changes_since(follower.version))))
+    assert_same_view(follower, writer.view)
+
+
+# ---------------------------------------------------------------------------------------------- fencing
+
+
+def test_taking_over_fences_whoever_was_before(store: GraphStore) -> None:
+    first = GraphWriter(store)
+    fill(first)
+    second = GraphWriter(store)
+    assert second.head.epoch == first.head.epoch + 1
+    with pytest.raises(Fenced, match=rf"epoch {second.head.epoch}.*was {first.head.epoch}"):
+        first.commit([WriteRequest((PutUser("late"),))])
+    with pytest.raises(Fenced):
+        first.purge(1)
+    assert store.head() == second.head
+    write(second, PutUser("in time"))
+    assert_same_view(read_view(store), second.view)
+
+
+def test_a_commit_from_an_old_head_is_fenced(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    before = writer.head
+    write(writer, PutUser("u"))
+    with pytest.raises(Fenced):
+        store.commit(before, ChangeSet(0, 1), after=replace(before, version=1))
+
+
+def test_a_commit_is_whole_or_not_at_all(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    head, before = store.head(), read_view(store)
+    ratings = np.array([(0, 0, 5.0, 1, head.version + 1, False)], RATING_DTYPE)
+    failing = {"insert into ratings": 1}
+
+    def fail(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.casefold().startswith(tuple(failing)):
+            raise sqlite3.OperationalError("disk I/O error")
+
+    event.listen(store._engine, "before_cursor_execute", fail)
+    with pytest.raises(sqlite3.OperationalError):
+        store.commit(
+            writer.head,
+            ChangeSet(head.version, head.version + 1, users=list(writer.view.users()), ratings=ratings),
+            after=replace(writer.head, version=head.version + 1),
+        )
+    event.remove(store._engine, "before_cursor_execute", fail)
+    assert store.head() == head
+    assert_same_view(read_view(store), before)
+
+
+# ------------------------------------------------------------------------------------ idempotency, pointers
+
+
+def test_outcomes_are_remembered_until_they_expire(store: GraphStore, monkeypatch: Any) -> None:
+    writer = GraphWriter(store)
+    monkeypatch.setattr("graph.store.time.time", lambda: 1_000.0)
+    keys = [Idempotency("s", f"k{n}", "d") for n in range(3)]
+    records = [IdempotencyRecord(k, 0, n, 1_000.0 + n) for n, k in enumerate(keys)]
+    store.commit(writer.head, ChangeSet(0, 0), records, after=writer.head)
+    found = store.remembered([*keys, Idempotency("other scope", "k1", "d")])
+    assert {k: (r.digest, r.version, r.changed) for k, r in found.items()} == {
+        ("s", "k1"): ("d", 0, 1),
+        ("s", "k2"): ("d", 0, 2),
+    }
+    assert store.remembered([]) == {}
+    monkeypatch.setattr("graph.store.time.time", lambda: 1_001.5)
+    assert set(store.remembered(keys)) == {("s", "k2")}
+    assert writer.purge(0) == 2  # the expired ones
+
+
+def test_a_pointer_keeps_its_history(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    for digest in ("a", "b", "a"):
+        write(writer, PutPointer("encoder", "active", {"digest": digest}))
+    write(writer, PutPointer("encoder", "candidate", {"digest": "c"}))
+    history = store.pointer_history("encoder", "active")
+    assert [(p.value["digest"], p.version) for p in history] == [("a", 1), ("b", 2), ("a", 3)]
+    assert store.pointer_history("encoder", "none") == []

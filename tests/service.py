@@ -1,0 +1,214 @@
+"""The whole service as a user starts it: `weft run` in a process of its own, stopped with Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.client import WeftClient
+from tests.processes import Process, family, wait_until
+
+ROOT = Path(__file__).resolve().parents[1]
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 45.0
+
+RUN = (sys.executable, "-m", "deployments.cli", "run")
+
+
+class Service:
+    """A started service and what a test wants to know of it."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], data_dir: Path, port: int, log: Path, mark: str
+    ) -> None:
+        self.process = process
+        self.data_dir = data_dir
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self._log = log
+        self._mark = mark
+        self._seen: set[Process] = set()
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def logs(self) -> str:
+        """The launcher's output and the end of what the replicas and the writer logged."""
+        parts = [f"--- weft run\n{self.log}"]
+        folders = {m[1] for p in self._seen if (m := re.search(r"--log_dir=(/\S+)", p.command))}
+        for folder in sorted(folders):
+            for path in sorted(Path(folder).rglob("*")):
+                if path.match("serve/*.log") or path.match("worker-*.err"):
+                    text = path.read_text(encoding="utf-8", errors="replace")
+                    if text.strip():
+                        parts.append(f"--- {path.name}\n{text[-3000:]}")
+        return "\n".join(parts)
+
+    def client(self, **options: Any) -> WeftClient:
+        return WeftClient(self.url, **options)
+
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=20.0, trust_env=False, **options)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("/v1/status").json()
+        return found
+
+    def writer_pid(self) -> int:
+        return int(self.status()["graph_state"]["pid"])
+
+    def replica(self, deployment: str) -> Process:
+        """The one replica of a deployment; Ray names its processes after what they run."""
+        (found,) = (p for p in self.family() if f"ServeReplica:weft:{deployment}" in p.command)
+        return found
+
+    def weft(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+        return weft(self.data_dir, self.port, *arguments, status=status)
+
+    def weft_json(self, *arguments: str) -> Any:
+        return json.loads(self.weft(*arguments).stdout)
+
+    def family(self) -> set[Process]:
+        """Every process this service consists of now."""
+        found = family(self.process.pid, self._mark)
+        self._seen |= found
+        return found
+
+    def leftovers(self) -> set[Process]:
+        """Processes of this service that still run, whether or not they still descend from it."""
+        marked = {p for p in family(self.process.pid, self._mark)}
+        return {p for p in self._seen | marked if p.alive}
+
+    def interrupt(self) -> None:
+        """Ctrl-C: a terminal sends it to the whole process group."""
+        self.family()
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def wait_for_exit(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running {timeout_s:g} s later; its log:\n{self.log}") from None
+
+    def assert_gone(self, timeout_s: float = 10.0) -> None:
+        wait_until(lambda: not self.leftovers(), timeout_s, f"end of {sorted(map(str, self.leftovers()))}")
+
+    def sweep(self) -> None:
+        """End what a failed test left behind, so that it does not disturb the next."""
+        for left in self.leftovers():
+            try:
+                os.kill(left.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        self.process.wait(10)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(data_dir: Path, port: int, mark: str = "") -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("WEFT_", "RAY_"))}
+    return kept | {
+        "WEFT_DATA_DIR": str(data_dir),
+        "WEFT_HTTP__PORT": str(port),
+        "UNDER_TEST": mark,
+        "PYTHONUNBUFFERED": "1",
+        "COLUMNS": "200",
+    }
+
+
+def launch(
+    data_dir: Path,
+    folder: Path,
+    command: Sequence[str] = RUN,
+    *,
+    port: int | None = None,
+    cwd: Path = ROOT,
+    extra: dict[str, str] | None = None,
+) -> Service:
+    """Start a service without waiting for it; its output goes to a file in `folder`."""
+    mark = f"weft-test-{uuid.uuid4().hex}"
+    port = port or free_port()
+    log = folder / f"{mark}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment(data_dir, port, mark) | (extra or {}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a process group of its own, as a shell gives it
+        )
+    return Service(process, data_dir, port, log, mark)
+
+
+def wait_until_ready(service: Service, timeout_s: float = START_TIMEOUT_S) -> None:
+    def ready() -> bool:
+        code = service.process.poll()
+        assert code is None, f"the service ended with status {code} while starting; its log:\n{service.log}"
+        return "Ctrl-C stops it." in service.log
+
+    wait_until(ready, timeout_s, "start of the service")
+    service.family()
+
+
+@contextmanager
+def running_service(data_dir: Path, folder: Path, **options: Any) -> Iterator[Service]:
+    """A service that answers; on the way out it is stopped with Ctrl-C and must leave nothing behind."""
+    service = launch(data_dir, folder, **options)
+    try:
+        wait_until_ready(service)
+        yield service
+        service.interrupt()
+        code = service.wait_for_exit()
+        assert code == 0, f"the service ended with status {code}"
+        service.assert_gone()
+    except BaseException as error:
+        error.add_note(service.logs())
+        raise
+    finally:
+        service.sweep()
+
+
+def weft(
+    data_dir: Path, port: int, *arguments: str, status: int = 0, extra: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A `weft` command against that data directory, run to its end, which must have that exit status."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments],
+        cwd=data_dir,
+        env=environment(data_dir, port) | {"PYTHONPATH": str(ROOT)} | (extra or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == status, f"status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """For a conftest to import: a failed test shows the logs of the services it used."""
+    report = yield
+    for value in getattr(item, "funcargs", {}).values():
+        if isinstance(value, Service) and report.failed:
+            report.sections.append(("service", value.logs()))
+    return report
