@@ -7,6 +7,7 @@ endpoints measured by the same client in turn are what counts.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,11 +72,24 @@ class _Client(asyncio.Protocol):
             self.stopped.set_result(None)
 
 
-async def _run(host: str, port: int, paths: Sequence[str], connections: int, seconds: float) -> LoadResult:
-    requests = [
-        f"GET {path} HTTP/1.1\r\nHost: {host}:{port}\r\nAccept: application/json\r\n\r\n".encode()
-        for path in paths
-    ]
+def get(path: str) -> bytes:
+    """A GET request, ready to be sent."""
+    return f"GET {path} HTTP/1.1\r\nHost: weft\r\nAccept: application/json\r\n\r\n".encode()
+
+
+def post(path: str, body: object) -> bytes:
+    """A POST request with a JSON body, ready to be sent."""
+    content = json.dumps(body).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: weft\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+async def _run(
+    host: str, port: int, requests: Sequence[bytes], connections: int, seconds: float
+) -> LoadResult:
     place = 0
 
     def next_request() -> bytes:
@@ -96,9 +110,11 @@ async def _run(host: str, port: int, paths: Sequence[str], connections: int, sec
         client.stopping = True
     await asyncio.wait([c.stopped for c in clients], timeout=5)
     p50, p90, p99 = np.percentile(np.array(latencies[:done]) * 1e3, [50, 90, 99])
-    return LoadResult(done / elapsed, p50, p90, p99, done, sum(c.errors for c in clients))
+    return LoadResult(
+        done / elapsed, float(p50), float(p90), float(p99), done, sum(c.errors for c in clients)
+    )
 
 
-def load(host: str, port: int, paths: Sequence[str], *, connections: int, seconds: float) -> LoadResult:
-    """Ask for `paths` in turn on `connections` connections for `seconds`, one request at a time on each."""
-    return asyncio.run(_run(host, port, paths, connections, seconds))
+def load(host: str, port: int, requests: Sequence[bytes], *, connections: int, seconds: float) -> LoadResult:
+    """Send `requests` in turn on `connections` connections for `seconds`, one at a time on each."""
+    return asyncio.run(_run(host, port, requests, connections, seconds))

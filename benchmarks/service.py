@@ -12,8 +12,8 @@ Then writes (one at a time, 32 at a time, bulk) and how long after its acknowled
 
 from __future__ import annotations
 
-import asyncio
 import os
+import random
 import tempfile
 import time
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.http_load import LoadResult, load
+from benchmarks.http_load import LoadResult, get, load, post
 from benchmarks.report import percentiles, spread, write
 
 ROUNDS, SECONDS = 5, 4.0
@@ -77,17 +77,17 @@ def noop_application() -> Any:
 
 def reads(host: str, port: int, recommendations: Sequence[str]) -> dict[str, Any]:
     endpoints = {
-        "livez": ["/livez"],
-        "two_hops": ["/noop/plain"],
-        "two_hops_coalesced": ["/noop/coalesced"],
-        "recommendations": recommendations,
+        "livez": [get("/livez")],
+        "two_hops": [get("/noop/plain")],
+        "two_hops_coalesced": [get("/noop/coalesced")],
+        "recommendations": [get(path) for path in recommendations],
     }
     figures: dict[str, Any] = {}
     for connections in CONNECTIONS:
         found: dict[str, list[LoadResult]] = {name: [] for name in endpoints}
         for round_ in range(ROUNDS + 1):
-            for name, paths in endpoints.items():
-                result = load(host, port, paths, connections=connections, seconds=SECONDS)
+            for name, requests in endpoints.items():
+                result = load(host, port, requests, connections=connections, seconds=SECONDS)
                 if round_:  # the first warms up
                     found[name].append(result)
         ours = found.pop("recommendations")
@@ -115,70 +115,54 @@ def _summary(results: Sequence[LoadResult]) -> dict[str, Any]:
     }
 
 
-async def writes(url: str, users: Sequence[str], items: Sequence[str]) -> dict[str, Any]:
+def writes(host: str, port: int, users: Sequence[str], items: Sequence[str]) -> dict[str, Any]:
     """Writes per second, and from acknowledgement to the first read that shows the write."""
+    rng = random.Random(0)
     figures: dict[str, Any] = {}
-    limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=url, timeout=30, limits=limits, trust_env=False) as http:
-        place = 0
 
-        async def rate() -> tuple[str, float]:
-            nonlocal place
-            place += 1
-            body = {
-                "user_id": users[place % len(users)],
-                "item_id": items[place * 7 % len(items)],
-                "value": 0.5 + place % 10 / 2,
-                "timestamp": place,
-            }
-            start = time.perf_counter()
-            answer = (await http.post("/v1/ratings", json=body)).raise_for_status().json()
-            return str(answer["version"]), time.perf_counter() - start
+    def rating() -> dict[str, object]:
+        return {
+            "user_id": rng.choice(users),
+            "item_id": rng.choice(items),
+            "value": rng.randint(1, 10) / 2,
+            "timestamp": rng.randint(1, 2**31),  # never what is there already: each is a change
+        }
 
-        async def writer(until: float) -> list[float]:
-            times = []
-            while time.perf_counter() < until:
-                times.append((await rate())[1])
-            return times
-
-        for connections in CONNECTIONS:
-            await writer(time.perf_counter() + 0.5)
-            start = time.perf_counter()
-            found = await asyncio.gather(*(writer(start + 5.0) for _ in range(connections)))
-            times = [t for part in found for t in part]
-            figures[f"single_{connections}_connections"] = {
-                "per_s": round(len(times) / (time.perf_counter() - start)),
-                "ms": percentiles([t * 1e3 for t in times]),
-            }
+    for connections in CONNECTIONS:
+        requests = [post("/v1/ratings", rating()) for _ in range(30_000)]
+        found = [
+            load(host, port, requests, connections=connections, seconds=SECONDS) for _ in range(ROUNDS + 1)
+        ]
+        figures[f"single_{connections}_connections"] = _summary(found[1:])
+    with httpx.Client(base_url=f"http://{host}:{port}", timeout=30, trust_env=False) as http:
         bulk = []
         for n in range(8):
+            pairs = rng.sample(range(len(users) * len(items)), 5000)
             rows = [
                 {
-                    "user_id": users[k % len(users)],
-                    "item_id": items[(k // len(users) + 31 * n) % len(items)],
-                    "value": 0.5 + (k + n) % 10 / 2,
-                    "timestamp": k + n + 1,
+                    **rating(),
+                    "user_id": users[p % len(users)],
+                    "item_id": items[p // len(users)],
+                    "timestamp": n + 1,
                 }
-                for k in range(5000)
+                for p in pairs
             ]
             start = time.perf_counter()
-            (await http.post("/v1/ratings", json={"ratings": rows})).raise_for_status()
+            http.post("/v1/ratings", json={"ratings": rows}).raise_for_status()
             bulk.append(5000 / (time.perf_counter() - start))
         figures["bulk_ratings_per_s"] = spread(bulk)
-        visible = []
+        after_write, without = [], []
+        path = f"/v1/users/{users[0]}"
         for _ in range(300):
-            token, _ = await rate()
-            acknowledged = time.perf_counter()
-            headers = {"x-weft-min-version": token}
-            (await http.get(f"/v1/users/{users[0]}", headers=headers)).raise_for_status()
-            visible.append((time.perf_counter() - acknowledged) * 1e3)
-        plain = []
-        for _ in range(300):
+            token = http.post("/v1/ratings", json=rating()).raise_for_status().json()["version"]
             start = time.perf_counter()
-            (await http.get(f"/v1/users/{users[1]}")).raise_for_status()
-            plain.append((time.perf_counter() - start) * 1e3)
-        figures["read_of_the_write_after_ack_ms"] = percentiles(visible)
-        figures["same_read_without_a_write_ms"] = percentiles(plain)
+            http.get(path, headers={"x-weft-min-version": token}).raise_for_status()
+            after_write.append((time.perf_counter() - start) * 1e3)
+            start = time.perf_counter()
+            http.get(path).raise_for_status()
+            without.append((time.perf_counter() - start) * 1e3)
+    figures["read_at_the_written_version_after_ack_ms"] = percentiles(after_write)
+    figures["same_read_without_waiting_ms"] = percentiles(without)
     return figures
 
 
@@ -187,6 +171,7 @@ def main() -> None:
     from deployments.launcher import running
     from deployments.settings import Settings
 
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WEFT_DATA_DIR"] = folder
         settings = Settings()
@@ -203,7 +188,7 @@ def main() -> None:
             paths = [f"/v1/users/{user}/recommendations?n=10" for user in users]
             figures: dict[str, Any] = {"start_s": round(ready, 1), "catalogue": {"users": 900, "items": 1200}}
             figures |= reads(settings.http.host, settings.http.port, paths)
-            figures["writes"] = asyncio.run(writes(settings.url, users, items))
+            figures["writes"] = writes(settings.http.host, settings.http.port, users, items)
             write("service", figures)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ RejectsFile = Annotated[Path, typer.Option("--rejects", help="Where bad rows are
 
 def main() -> None:
     """Entry point of the `weft` command."""
+    # Read when torch loads: on a busy machine, threads that spin at barriers make training ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except WeftError as error:
@@ -67,11 +70,12 @@ def run(
     verbose: Annotated[bool, typer.Option(help="Show Ray's own messages.")] = False,
 ) -> None:
     """Fill an empty store, train an encoder if there is none, and serve until Ctrl-C."""
-    from deployments.launcher import check_port, exit_on_sigterm, running, wait_for_signal
+    from deployments.launcher import check_port, check_store, exit_on_sigterm, running, wait_for_signal
 
     exit_on_sigterm()
     settings = Settings()
     check_port(settings)
+    check_store(settings)
     try:
         prepare(settings, data)
         messages.print("Starting the service ...")
@@ -163,8 +167,6 @@ def config(as_json: AsJson = False) -> None:
 
 
 def _settings_rows(settings: Any, defaults: Any, prefix: str) -> Iterator[dict[str, str]]:
-    import os
-
     for name, field in type(settings).model_fields.items():
         value, path = getattr(settings, name), f"{prefix}{name}"
         if hasattr(value, "model_fields_set"):

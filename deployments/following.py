@@ -18,7 +18,8 @@ from graph.view import GraphView
 log = logging.getLogger(__name__)
 
 _RETRY_S = 0.05
-_TAIL_TIMEOUT_S = 10.0
+# Also how soon the keeper learns of a generation that was loaded while nothing was written.
+_TAIL_TIMEOUT_S = 1.0
 
 
 class Replica(Protocol):

@@ -21,11 +21,13 @@ import httpx
 
 from deployments.settings import Settings
 from graph.errors import Conflict, Unavailable
+from graph.lock import StoreLock
 
 if TYPE_CHECKING:
     from types import FrameType
 
 READY_TIMEOUT_S = 180.0
+STORE_WAIT_S = 5.0  # the writer of a launcher that was killed outlives it for a moment
 
 # HAProxy's statistics and metrics pages are configured by Ray to listen on every interface.
 _LOOPBACK_ONLY = """#!/bin/sh
@@ -43,14 +45,16 @@ def running(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
     """The service of these settings, answering; stopped in order on the way out.
 
     Must run before anything imports Ray in this process: Ray reads the proxy's settings at import. Raises
-    Conflict when the port is taken, Unavailable when the service does not become ready.
+    Conflict when the port is taken, StoreLocked when another process holds the store, Unavailable when the
+    service does not become ready.
     """
     check_port(settings)
+    check_store(settings)
     folder = Path(tempfile.mkdtemp(prefix="weft-"))
     os.environ.update(proxy_environment(folder, settings.http.port))
     try:
-        _start(settings, quiet)
         try:
+            _start(settings, quiet)
             _wait_until_ready(settings)
             yield
         finally:
@@ -127,6 +131,13 @@ def check_port(settings: Settings) -> None:
     )
 
 
+def check_store(settings: Settings) -> None:
+    """Raise StoreLocked, naming the holder, if another process holds the store."""
+    lock = StoreLock(settings.data_dir, "a service that starts", settings.url)
+    lock.acquire(STORE_WAIT_S)
+    lock.release()
+
+
 def _start(settings: Settings, quiet: bool) -> None:
     # Not at the top: Ray reads its environment when it is imported.
     import ray
@@ -136,6 +147,7 @@ def _start(settings: Settings, quiet: bool) -> None:
 
     level = "ERROR" if quiet else "INFO"
     logging.getLogger("ray.serve").setLevel(level)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(
         address="local",  # never join a cluster that happens to run
         namespace="weft",
@@ -144,6 +156,9 @@ def _start(settings: Settings, quiet: bool) -> None:
         log_to_driver=not quiet,
         logging_level=level,
     )
+    # Ray puts its own in their place, and its SIGTERM aborts the process with everything left running.
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": settings.http.host, "port": settings.http.port},
@@ -160,6 +175,8 @@ def _stop() -> None:
 
     from deployments.graph_client import ACTOR_NAME, NAMESPACE
 
+    if not ray.is_initialized():
+        return  # asking for the actor would start another Ray
     try:
         ray.get(ray.get_actor(ACTOR_NAME, namespace=NAMESPACE).close.remote(), timeout=60)
     except ValueError:

@@ -299,6 +299,7 @@ class Plan:
             raise InvalidInput(
                 f"a memory has 1 to {MAX_TEXT_CHARS} characters, got {len(operation.text)}", param="text"
             )
+        _check_unicode("text", operation.text)
         user = self._user(operation.user_id)
         if user is None:
             raise UnknownUser(f"no user {operation.user_id!r}: create it first", param="user_id")
@@ -354,6 +355,20 @@ def _check_item(item: PutItem) -> None:
     if item.year is not None and not -9999 <= item.year <= 9999:
         raise InvalidInput(f"year {item.year}: a number from -9999 to 9999", param="year")
 
+    _check_unicode("title", item.title)
+    _check_unicode("text", item.text)
+    _check_unicode("tags", *item.tags)
+
+
+def _check_unicode(param: str, *texts: str) -> None:
+    # No database takes it, and the error would be that of the whole group.
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"{param} holds half of a surrogate pair: send valid Unicode", param=param
+        ) from None
+
 
 def _checked_attributes(attributes: Attributes) -> Attributes:
     if len(attributes) > MAX_ATTRIBUTES:
@@ -369,6 +384,7 @@ def _checked_attributes(attributes: Attributes) -> Attributes:
                 f"lists at most {MAX_TAGS} texts",
                 param="attributes",
             )
+        _check_unicode("attributes", *texts)
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(
                 f"attribute {name[:64]!r}: {value!r} is not a finite number", param="attributes"

@@ -126,9 +126,17 @@ class ItemSimilarity:
 
     def strongest(self, entries_per_column: int) -> ItemSimilarity:
         """The same with only the entries of greatest magnitude in each target's column."""
-        if self._dense is None:
-            raise ValueError("only a matrix with all its entries can be cut: fit again with a smaller cut")
-        return ItemSimilarity(cut_columns(self._dense, entries_per_column))
+        if self._dense is not None:
+            return ItemSimilarity(cut_columns(self._dense, entries_per_column))
+        rows = np.repeat(np.arange(self.size), np.diff(self._indptr))
+        order = np.lexsort((-np.abs(self._values), self._columns))
+        columns = self._columns[order]
+        kept = order[np.arange(len(order)) - np.searchsorted(columns, columns) < entries_per_column]
+        return ItemSimilarity(
+            sp.csr_matrix(
+                (self._values[kept], (rows[kept], self._columns[kept])), shape=(self.size, self.size)
+            )
+        )
 
     def tensors(self) -> dict[str, npt.NDArray[Any]]:
         """Arrays that `from_tensors` turns into an equal matrix."""

@@ -59,6 +59,8 @@ def ranking_metrics(hits: npt.NDArray[np.bool_], num_relevant: Int64, k: int) ->
 
 def hits_of(top: Int64, relevant: Any) -> npt.NDArray[np.bool_]:
     """Whether each of top [u, k] (item index, -1 for none) is in its row of `relevant` (sparse [u, n])."""
+    if top.size == 0:
+        return np.zeros(top.shape, np.bool_)
     columns = np.where(top < 0, 0, top)
     rows = np.repeat(np.arange(len(top)), top.shape[1])
     found = np.asarray(relevant.tocsr()[rows, columns.ravel()]).reshape(top.shape) > 0

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# As the command line does: threads that spin at barriers starve each other on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

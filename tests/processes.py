@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +19,8 @@ class Process:
 
     pid: int
     started: int  # clock ticks since boot
-    parent: int
-    command: str
+    parent: int = field(compare=False)
+    command: str = field(compare=False)
 
     @property
     def alive(self) -> bool:

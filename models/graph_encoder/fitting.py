@@ -29,9 +29,9 @@ class FitConfig:
     """One network and its optimisation."""
 
     dim: int = 64
-    l2: float = 0.3
-    """Of the ID tables, times each item's share of the ratings."""
-    steps: int = 250
+    l2: float = 1.0
+    """Of the ID tables, times each item's share of the (weighted) ratings."""
+    steps: int = 200
     stop_after: int | None = None
     """Steps really taken; the learning rate follows `steps` all the same."""
     learning_rate: float = 0.02
@@ -41,6 +41,8 @@ class FitConfig:
     """Share of the edges that each step hides from the messages and asks for."""
     id_dropout: float = 0.1
     """Share of the items that each step treats as new, and of the users where these have attributes."""
+    user_balance: float = 0.25
+    """0: every rating counts alike; 1: every user does, however many ratings they have."""
     seed: int = 0
 
     @property
@@ -80,7 +82,10 @@ def fit_network(
     ).to(data.device)
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-    share = torch.bincount(edges.item_rows, minlength=edges.num_items).float() / max(1, len(edges))
+    user_weights = _user_weights(edges, config.user_balance)
+    share = torch.zeros(edges.num_items, device=data.device)
+    share.index_add_(0, edges.item_rows, user_weights[edges.user_rows])
+    share /= share.sum().clamp(min=1e-12)
     # What one user alone has is an ID in disguise: it pays as if more had it.
     attribute_share = torch.empty(0) if data.user_features is None else data.user_features.mean_squares()
     attribute_share = attribute_share.clamp(min=_RAREST_ATTRIBUTE)
@@ -101,7 +106,7 @@ def fit_network(
         users, items, bias = network(
             edges.matrices(visible), data.item_features, data.user_features, kept_ids
         )
-        loss = _loss(edges, users, items, bias, visible, next(batches), share, generator)
+        loss = _loss(edges, users, items, bias, visible, next(batches), user_weights, share, generator)
         if loss is not None:
             penalty = (network.id_source.square() + network.id_target.square()).sum(1) @ share
             if data.user_features is not None:
@@ -121,6 +126,7 @@ def _loss(
     bias: Tensor,
     visible: Tensor,
     batch: Tensor | None,
+    user_weights: Tensor,
     share: Tensor,
     generator: torch.Generator,
 ) -> Tensor | None:
@@ -131,13 +137,15 @@ def _loss(
         place[batch] = torch.arange(len(batch), device=users.device)
         inside = place[user_rows] >= 0
         user_rows, item_rows, visible = place[user_rows[inside]], item_rows[inside], visible[inside]
-        users = users[batch]
+        users, user_weights = users[batch], user_weights[batch]
     hidden = ~visible
     targets = (user_rows[hidden], item_rows[hidden])
     if len(targets[0]) == 0:
         return None
     if edges.num_items <= MAX_SOFTMAX_ITEMS:
-        return full_softmax_loss(users, items, bias, (user_rows[visible], item_rows[visible]), targets)
+        return full_softmax_loss(
+            users, items, bias, (user_rows[visible], item_rows[visible]), targets, user_weights
+        )
     # Square roots draw frequent items less than their share: the tail needs negatives too.
     odds = share.sqrt().cpu()
     drawn = torch.multinomial(odds, NUM_NEGATIVES, replacement=True, generator=generator)
@@ -149,7 +157,15 @@ def _loss(
     places[negatives] = torch.arange(len(negatives), device=users.device)
     drawn_edges = places[item_rows] >= 0
     known = (user_rows[drawn_edges], places[item_rows[drawn_edges]])
-    return sampled_softmax_loss(users, items, bias, known, targets, negatives, chance.log().to(users.device))
+    return sampled_softmax_loss(
+        users, items, bias, known, targets, user_weights, negatives, chance.log().to(users.device)
+    )
+
+
+def _user_weights(edges: EdgeList, balance: float) -> Tensor:
+    """What one rating of each user counts, float32 [U]."""
+    counts = torch.bincount(edges.user_rows, minlength=edges.num_users).float()
+    return counts.clamp(min=1) ** -balance
 
 
 def _user_batches(edges: EdgeList, generator: torch.Generator) -> Iterator[Tensor | None]:

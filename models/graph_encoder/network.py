@@ -180,7 +180,7 @@ class LinearEncoderNetwork(torch.nn.Module):
         bias = with_features(self.id_bias.unsqueeze(1), self.feature_bias.unsqueeze(1)).squeeze(1)
         w, p = self.mix, self.degree_exponent
 
-        # max(): empty rows have empty sums, so their divisor does not matter but must not be zero.
+        # Nodes without messages have empty sums: their divisor does not matter but must not be zero.
         d_u = torch.where(edges.user_degrees > 0, edges.user_degrees, 1).unsqueeze(1)
         d_i = torch.where(edges.item_degrees > 0, edges.item_degrees, 1).unsqueeze(1)
         u1 = self.aggregate(q, edges.to_users, edges.to_items) / d_u  # [U, D]
@@ -229,7 +229,7 @@ class LinearEncoderNetwork(torch.nn.Module):
 
 
 class FeatureRows:
-    """A constant sparse feature matrix [rows, columns] that multiplies trainable weights.
+    """A constant sparse feature matrix [rows, columns], multiplied with trainable weights.
 
     Args:
         matrix: scipy.sparse matrix, float32.

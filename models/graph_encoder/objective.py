@@ -11,9 +11,14 @@ _STRUCK = -1e30
 
 
 def full_softmax_loss(
-    users: Tensor, items: Tensor, bias: Tensor, visible: tuple[Tensor, Tensor], targets: tuple[Tensor, Tensor]
+    users: Tensor,
+    items: Tensor,
+    bias: Tensor,
+    visible: tuple[Tensor, Tensor],
+    targets: tuple[Tensor, Tensor],
+    user_weights: Tensor,
 ) -> Tensor:
-    """Mean negative log-likelihood of `targets`; visible pairs take no part in the denominator.
+    """Weighted mean negative log-likelihood of `targets`, visible pairs left out of the denominator.
 
     Args:
         users: float [B, D].
@@ -21,11 +26,12 @@ def full_softmax_loss(
         bias: float [n].
         visible: (user positions, item positions), int64 [v] each: messages, neither positive nor negative.
         targets: likewise [t], t > 0; a pair is never visible and target at once.
+        user_weights: float [B], positive: what each target of a user counts.
 
     Returns:
         A scalar. Memory: one buffer [B, n]; its gradient is written in place, so call backward at most once.
     """
-    loss: Tensor = _FullSoftmax.apply(users, items, bias, visible, targets)  # type: ignore[no-untyped-call]
+    loss: Tensor = _FullSoftmax.apply(users, items, bias, visible, targets, user_weights)  # type: ignore[no-untyped-call]
     return loss
 
 
@@ -35,6 +41,7 @@ def sampled_softmax_loss(
     bias: Tensor,
     known: tuple[Tensor, Tensor],
     targets: tuple[Tensor, Tensor],
+    user_weights: Tensor,
     negatives: Tensor,
     log_expected: Tensor,
 ) -> Tensor:
@@ -49,6 +56,7 @@ def sampled_softmax_loss(
         bias: float [n].
         known: (user positions, places in `negatives`), int64 [v] each.
         targets: (user positions, item positions), int64 [t] each, t > 0.
+        user_weights: float [B], positive.
         negatives: int64 [s], distinct, s > 0.
         log_expected: float [s], the log of how often each is expected among the negatives.
     """
@@ -58,7 +66,9 @@ def sampled_softmax_loss(
     denominators = torch.logsumexp(logits, 1)  # [B]
     rows, columns = targets
     positives = (users[rows] * items[columns]).sum(1) + bias[columns]
-    return (torch.logaddexp(denominators[rows], positives) - positives).mean()
+    weights = user_weights[rows]
+    losses = torch.logaddexp(denominators[rows], positives) - positives
+    return (losses * weights).sum() / weights.sum()
 
 
 class _FullSoftmax(torch.autograd.Function):
@@ -72,27 +82,30 @@ class _FullSoftmax(torch.autograd.Function):
         bias: Tensor,
         visible: tuple[Tensor, Tensor],
         targets: tuple[Tensor, Tensor],
+        user_weights: Tensor,
     ) -> Tensor:
+        weights = user_weights[targets[0]]  # [t]
+        weights = weights / weights.sum()
         logits = torch.addmm(bias, users, items.T)  # [B, n]
         logits[visible] = -torch.inf
-        positives = logits[targets].sum()
+        positives = logits[targets] @ weights
         largest = logits.amax(1, keepdim=True)
         # A user who has seen everything has no finite logit, and no target either.
         largest = torch.where(largest.isfinite(), largest, 0)
         logits.sub_(largest).exp_()
         totals = logits.sum(1)
-        counts = torch.bincount(targets[0], minlength=len(users)).to(totals.dtype)
-        used = counts > 0
+        share = torch.zeros_like(totals).index_add_(0, targets[0], weights)  # [B]
+        used = share > 0
         log_totals = torch.where(used, totals.log() + largest.squeeze(1), 0)
         ctx.save_for_backward(users, items)
-        ctx.exponentials, ctx.targets = logits, targets
-        ctx.scale = torch.where(used, counts / totals, 0)
-        return ((log_totals * counts).sum() - positives) / len(targets[0])
+        ctx.exponentials, ctx.targets, ctx.weights = logits, targets, weights
+        ctx.scale = torch.where(used, share / totals, 0)
+        return log_totals @ share - positives
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         users, items = ctx.saved_tensors
-        gradient = ctx.exponentials.mul_(ctx.scale.unsqueeze(1))  # softmax times the number of targets
-        gradient[ctx.targets] -= 1
-        gradient.mul_(gradients[0] / len(ctx.targets[0]))
-        return gradient @ items, gradient.T @ users, gradient.sum(0), None, None
+        gradient = ctx.exponentials.mul_(ctx.scale.unsqueeze(1))  # softmax times the weight of targets
+        gradient[ctx.targets] -= ctx.weights
+        gradient.mul_(gradients[0])
+        return gradient @ items, gradient.T @ users, gradient.sum(0), None, None, None

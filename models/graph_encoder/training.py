@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ import torch
 from graph.errors import InvalidInput
 from graph.schema import Item, User
 from graph.view import GraphView
-from models.ease import fit_ease
+from models.ease import DEFAULT_CUT, fit_ease
 from models.graph_encoder.features import FeatureExtractor, HashedFeatures
 from models.graph_encoder.fitting import FitConfig, FitData, fit_network
 from models.graph_encoder.network import EdgeList, FeatureRows, LinearEncoderNetwork
@@ -31,6 +31,8 @@ from models.ranking_settings import RankingSettings
 ALL_POSITIVE = EdgeWeights()
 LIKED = EdgeWeights((0.5, 2.5, 3.5, 4.5), (0.0, 0.5, 1.0, 1.25))
 """Below half the scale a rating says what somebody has seen, not what they like."""
+
+_LEAST_LIKED = 0.2
 
 
 class Progress(NamedTuple):
@@ -50,13 +52,17 @@ class TrainingConfig:
     fit: FitConfig = field(default_factory=FitConfig)
     """Where the search starts; without `search` this is what is fitted."""
     search: bool = True
-    l2: tuple[float, ...] = (0.1, 1.0)
+    search_steps: int = 150
+    """Of each network tried; the one chosen then takes `fit.steps`."""
+    l2: tuple[float, ...] = (0.3, 3.0)
     """Tried besides `fit.l2`."""
     dims: tuple[int, ...] = (128,)
     """Tried besides `fit.dim`."""
-    edge_weights: tuple[EdgeWeights, ...] = (ALL_POSITIVE, LIKED)
-    """The first is where the search starts."""
-    stops: tuple[float, ...] = (0.6, 0.8, 1.0)
+    edge_weights: tuple[EdgeWeights, ...] = (LIKED, ALL_POSITIVE)
+    """The first that leaves enough to learn from is where the search starts."""
+    margin: float = 0.01
+    """Share by which another choice must be better than the one it replaces: less is noise."""
+    stops: tuple[float, ...] = (0.7, 0.85, 1.0)
     """Shares of the steps after which a network is measured."""
     similarity_l2: tuple[float, ...] = (30.0, 100.0, 200.0, 400.0, 800.0)
     entries_per_column: tuple[int | None, ...] = (100, 300, 1000, None)
@@ -64,7 +70,7 @@ class TrainingConfig:
     similarity_weights: tuple[float, ...] = (0, 1, 2, 3.5, 5, 7, 10, 14, 20, 28, 40, 56, 80)
     tolerance: float = 0.002
     """Share of the validation figure worth giving up for a smaller matrix."""
-    max_search_ratings: int = 250_000
+    max_search_ratings: int = 200_000
     """The search for strength, rank and edge weights takes a sample of users with about so many ratings."""
     device: str = "cpu"
 
@@ -117,10 +123,10 @@ def ratings_of(view: GraphView, users: Sequence[User], items: Sequence[Item]) ->
     """A view's ratings, by places in `users` and `items`; each user's in the order they were written."""
     place = np.full(view.num_item_rows, -1, np.int64)
     place[[item.row for item in items]] = np.arange(len(items))
+    if not users:
+        raise InvalidInput("training needs ratings, there are no users: import ratings first")
     found = [view.ratings_of(user.row) for user in users]
     owners = np.repeat(np.arange(len(users)), [len(ratings.item_rows) for ratings in found])
-    if not found:
-        raise InvalidInput("training needs users with ratings, there are no users: import ratings first")
     return Interactions(
         owners.astype(np.int64),
         place[np.concatenate([r.item_rows for r in found]).astype(np.int64)],
@@ -129,6 +135,10 @@ def ratings_of(view: GraphView, users: Sequence[User], items: Sequence[Item]) ->
         len(users),
         len(items),
     )
+
+
+_Trial: TypeAlias = tuple[float, FitConfig, EdgeWeights]
+"""Validation figure and what reached it."""
 
 
 class _Training:
@@ -162,7 +172,7 @@ class _Training:
         self._started = time.monotonic()
 
     def run(self) -> TrainedEncoder:
-        fit, weights = replace(self.config.fit, seed=self.config.seed), self.config.edge_weights[0]
+        fit, weights = replace(self.config.fit, seed=self.config.seed), self._usable_weights()[0]
         # Without a search: what was chosen most often on the data sets at hand.
         settings, cut, strength = RankingSettings(10.0), self._default_cut(), 200.0
         chosen: dict[str, Any] = {}
@@ -203,36 +213,25 @@ class _Training:
         validation = Validation(cut, weights, self.config.similarity_l2, self.config.similarity_weights)
         best = self._trial(validation, fit, weights)
         for l2 in self.config.l2:
-            best = max(best, self._trial(validation, replace(fit, l2=l2), weights), key=_figure)
+            best = self._better(best, self._trial(validation, replace(fit, l2=l2), weights))
         for dim in self.config.dims:
-            best = max(best, self._trial(validation, replace(best[1], dim=dim), weights), key=_figure)
-        for other in self.config.edge_weights[1:]:
-            if np.array_equal(other(sample.values), weights(sample.values)):
-                continue
+            best = self._better(best, self._trial(validation, replace(best[1], dim=dim), weights))
+        for other in self._usable_weights()[1:]:
             again = Validation(cut, other, self.config.similarity_l2, self.config.similarity_weights)
-            best = max(best, self._trial(again, best[1], other), key=_figure)
+            best = self._better(best, self._trial(again, best[1], other))
         return best[1], best[2]
 
-    def _trial(
-        self, validation: Validation, fit: FitConfig, weights: EdgeWeights
-    ) -> tuple[float, FitConfig, EdgeWeights]:
-        fit = replace(fit, stop_after=None)
-        figures: dict[int, float] = {}
-        stops = self._stops(fit)
-
-        def measure(step: int, network: LinearEncoderNetwork) -> None:
-            if step in stops:
-                figures[step] = validation.measure(self._scorer(network, validation, weights)).figure
-
+    def _trial(self, validation: Validation, fit: FitConfig, weights: EdgeWeights) -> _Trial:
         name = f"l2 {fit.l2:g}, rank {fit.dim}, " + (
             "all positive" if weights == ALL_POSITIVE else "weighted"
         )
-        self._fit(f"trying {name}", validation.cut.train, fit, weights, measure)
-        stop = max(figures, key=lambda step: figures[step])
+        shorter = replace(fit, steps=self.config.search_steps, stop_after=None)
+        network = self._fit(f"trying {name}", validation.cut.train, shorter, weights)
+        figure = validation.measure(self._scorer(network, validation, weights)).figure
         self.trials.append(
-            {"l2": fit.l2, "dim": fit.dim, "edge_weights": _plain(weights), "steps": stop, "figures": figures}
+            {"l2": fit.l2, "dim": fit.dim, "edge_weights": _plain(weights), "validation_ndcg": figure}
         )
-        return figures[stop], fit, weights
+        return figure, fit, weights
 
     def _settle(
         self, fit: FitConfig, weights: EdgeWeights
@@ -248,7 +247,7 @@ class _Training:
                 scorer = self._scorer(network, validation, weights)
                 found[step] = (validation.measure(scorer), scorer)
 
-        self._fit("choosing the item-item term", cut.train, replace(fit, stop_after=None), weights, measure)
+        self._fit("choosing the item-item term", cut.train, fit, weights, measure)
         stop = max(found, key=lambda step: found[step][0].figure)
         outcome, scorer = found[stop]
         whole = fit_ease(
@@ -259,16 +258,10 @@ class _Training:
             entries_per_column=self._default_cut(),
         )
         cuts: list[tuple[int | None, Any]] = []
-        for entries in self.config.entries_per_column:
-            if entries is None and self._default_cut() is not None:
-                continue
-            if entries is not None and entries >= self.ratings.num_items:
-                entries = None
-            similarity = whole if entries is None else whole.strongest(entries)
+        for entries in self._cuts():
+            similarity = whole if entries == self._default_cut() else whole.strongest(entries or 0)
             cuts.append((entries, validation.measure(scorer, similarity)))
             self._say("choosing the item-item term", f"{entries or 'all'} entries per item")
-            if entries is None:
-                break
         greatest = max(measured.figure for _, measured in cuts)
         entries, settled = next(
             (entries, measured)
@@ -285,6 +278,20 @@ class _Training:
         settings = RankingSettings(settled.weight)
         return replace(fit, stop_after=stop), outcome.strength, entries, settings, chosen
 
+    def _better(self, incumbent: _Trial, other: _Trial) -> _Trial:
+        return other if other[0] > incumbent[0] * (1 + self.config.margin) else incumbent
+
+    def _usable_weights(self) -> list[EdgeWeights]:
+        """Those that tell ratings apart from the others before them and leave enough to learn from."""
+        usable: list[EdgeWeights] = []
+        for weights in self.config.edge_weights:
+            weighed = weights(self.ratings.values)
+            if np.mean(weighed > 0) >= _LEAST_LIKED and not any(
+                np.array_equal(weighed, other(self.ratings.values)) for other in usable
+            ):
+                usable.append(weights)
+        return usable or [ALL_POSITIVE]
+
     def _sample(self) -> Interactions:
         limit = self.config.max_search_ratings
         if len(self.ratings) <= limit:
@@ -296,9 +303,16 @@ class _Training:
         return self.ratings.select(taken[self.ratings.users])
 
     def _default_cut(self) -> int | None:
+        """The most entries per column that this catalogue may keep; None for all."""
         if self.ratings.num_items <= MAX_DENSE_ITEMS:
             return None
-        return max(entries or 0 for entries in self.config.entries_per_column) or 500
+        return max(entries or DEFAULT_CUT for entries in self.config.entries_per_column)
+
+    def _cuts(self) -> list[int | None]:
+        """The cuts to choose from that differ in this catalogue, ascending."""
+        size, most = self.ratings.num_items, self._default_cut()
+        smaller = {e for e in self.config.entries_per_column if e is not None and e < (most or size)}
+        return [*sorted(smaller), most]
 
     # -------------------------------------------------------------------------------------------- fitting
 
@@ -344,13 +358,14 @@ class _Training:
         return scores
 
     def _stops(self, fit: FitConfig) -> set[int]:
-        return {max(1, round(share * fit.steps)) for share in self.config.stops}
+        return {max(1, round(share * fit.steps_taken)) for share in self.config.stops}
 
     # ------------------------------------------------------------------------------------------ reporting
 
     def _plan(self, searched: bool) -> None:
         trials = 1 + len(self.config.l2) + len(self.config.dims) + len(self.config.edge_weights) - 1
-        self._total = self.config.fit.steps * (trials + 2 if searched else 1)
+        final = self.config.fit.steps_taken
+        self._total = trials * self.config.search_steps + 2 * final if searched else final
 
     def _say(self, stage: str, message: str) -> None:
         self._report(Progress(stage, min(self._done, self._total), self._total, message))
@@ -374,10 +389,6 @@ class _Training:
             "chosen": dict(chosen),
             "trials": self.trials,
         }
-
-
-def _figure(trial: tuple[float, FitConfig, EdgeWeights]) -> float:
-    return trial[0]
 
 
 def _plain(weights: EdgeWeights) -> dict[str, list[float]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
 from graph.schema import (
@@ -173,7 +174,7 @@ def test_a_purge_drops_tombstones_and_moves_the_horizon(store: GraphStore) -> No
     assert writer.purge(5) == 1 + (12 - rated) + 1  # user, ratings, memory
     assert store.head().horizon == writer.head.horizon == 5
     for version in (1, 4):
-        with pytest.raises(SnapshotRequired, match=f"version 5, not to {version}"):
+        with pytest.raises(SnapshotRequired, match=f"5, not to {version}"):
             next(store.changes_since(version))
     assert sum(len(p) for p in store.changes_since(5)) == 0
     assert_same_view(read_view(store), writer.view)
@@ -222,14 +223,13 @@ def test_a_commit_is_whole_or_not_at_all(store: GraphStore) -> None:
     fill(writer)
     head, before = store.head(), read_view(store)
     ratings = np.array([(0, 0, 5.0, 1, head.version + 1, False)], RATING_DTYPE)
-    failing = {"insert into ratings": 1}
 
     def fail(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.casefold().startswith(tuple(failing)):
+        if statement.casefold().startswith("insert into ratings"):
             raise sqlite3.OperationalError("disk I/O error")
 
     event.listen(store._engine, "before_cursor_execute", fail)
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(OperationalError, match="disk I/O"):
         store.commit(
             writer.head,
             ChangeSet(head.version, head.version + 1, users=list(writer.view.users()), ratings=ratings),

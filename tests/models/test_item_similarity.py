@@ -78,6 +78,12 @@ def test_strongest_equals_fitting_with_a_cut() -> None:
     assert cut.nnz == 75
 
 
+def test_what_is_cut_can_be_cut_again() -> None:
+    users, items, _ = ratings(60, 25)
+    twice = fit_ease(users, items, 25, 7.0).strongest(6).strongest(3)
+    np.testing.assert_allclose(dense(twice), dense(fit_ease(users, items, 25, 7.0).strongest(3)))
+
+
 def test_too_many_items_leaves_the_rarest_out() -> None:
     users, items, x = ratings(60, 25)
     found = fit_ease(users, items, 25, 7.0, max_inverted=10, entries_per_column=25)

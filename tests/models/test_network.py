@@ -173,9 +173,13 @@ def test_full_softmax_is_the_plain_formula_with_its_gradient() -> None:
     tensors, visible, targets = scores_and_pairs()
     users, items, bias = tensors
     logits = (users @ items.T + bias).masked_fill(visible, -1e9)
-    expected = -(logits.log_softmax(1)[targets]).mean()
+    weights = torch.linspace(0.5, 2, U, dtype=torch.float64)
+    each = weights[:, None].expand(U, N)[targets]
+    expected = -(logits.log_softmax(1)[targets] * each).sum() / each.sum()
     wanted = torch.autograd.grad(expected, tensors)
-    found = full_softmax_loss(*tensors, visible.nonzero(as_tuple=True), targets.nonzero(as_tuple=True))
+    found = full_softmax_loss(
+        *tensors, visible.nonzero(as_tuple=True), targets.nonzero(as_tuple=True), weights
+    )
     torch.testing.assert_close(found, expected)
     for one, other in zip(torch.autograd.grad(found, tensors), wanted, strict=True):
         torch.testing.assert_close(one, other)
@@ -188,8 +192,14 @@ def test_sampling_every_item_once_is_the_softmax_against_all_negatives() -> None
     rows, columns = targets.nonzero(as_tuple=True)
     negatives = logits.masked_fill(visible | targets, -torch.inf).exp().sum(1)
     own = logits[rows, columns]
-    expected = ((negatives[rows] + own.exp()).log() - own).mean()
+    weights = torch.linspace(0.5, 2, U, dtype=torch.float64)
+    expected = ((negatives[rows] + own.exp()).log() - own) @ weights[rows] / weights[rows].sum()
     found = sampled_softmax_loss(
-        *tensors, (visible | targets).nonzero(as_tuple=True), (rows, columns), torch.arange(N), torch.zeros(N)
+        *tensors,
+        (visible | targets).nonzero(as_tuple=True),
+        (rows, columns),
+        weights,
+        torch.arange(N),
+        torch.zeros(N),
     )
     torch.testing.assert_close(found, expected)

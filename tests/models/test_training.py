@@ -6,15 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from graph.errors import InvalidInput
 from graph.schema import Item, User
+from graph.view import GraphView
+from models import ease, item_similarity
 from models.evaluation import recommend_served, view_of
-from models.graph_encoder import fitting
+from models.graph_encoder import fitting, selection, training
 from models.graph_encoder.features import HashedFeatures
 from models.graph_encoder.fitting import FitConfig
+from models.graph_encoder.incremental import LinearState
 from models.graph_encoder.parameters import EdgeWeights
 from models.graph_encoder.training import (
+    ALL_POSITIVE,
     Progress,
     TrainedEncoder,
     TrainingConfig,
@@ -27,7 +32,7 @@ from models.ranking_metrics import hits_of, ranking_metrics, top_items
 
 NUM_USERS, NUM_ITEMS, NUM_TASTES = 60, 90, 3
 NEW = NUM_ITEMS  # an item of taste 1 that nobody has rated
-QUICK = TrainingConfig(search=False, fit=FitConfig(dim=16, steps=60))
+QUICK = TrainingConfig(search=False, edge_weights=(ALL_POSITIVE,), fit=FitConfig(dim=16, steps=60))
 EXTRACTOR = HashedFeatures(item_buckets=64, user_buckets=16)
 
 
@@ -87,8 +92,6 @@ def test_held_out_ratings_are_found_better_than_by_popularity() -> None:
     counts = relevant[asked].sum(1)
 
     def ndcg(top: np.ndarray) -> float:
-        import scipy.sparse as sp
-
         return ranking_metrics(hits_of(top, sp.csr_matrix(relevant[asked])), counts, 10).ndcg
 
     assert ndcg(served) > 1.5 * ndcg(top_items(popular[asked], 10))
@@ -99,8 +102,6 @@ def test_recommendations_follow_the_users_taste(trained: TrainedEncoder) -> None
 
 
 def test_an_item_without_ratings_reaches_those_whose_taste_it_is(trained: TrainedEncoder) -> None:
-    from models.graph_encoder.incremental import LinearState
-
     ratings, items, users = world()
     assert f"i{NEW}" not in trained.parameters.item_ids
     state = LinearState(trained.parameters, EXTRACTOR, view_of(ratings, items, users))
@@ -153,8 +154,8 @@ def test_a_search_says_what_it_tried_and_keeps_the_best(timed: bool) -> None:
     assert isinstance(trials, list) and len(trials) == 4
     fit, chosen = found.metadata["fit"], found.metadata["chosen"]
     assert isinstance(fit, dict) and isinstance(chosen, dict)
-    best = max(trials, key=lambda trial: max(trial["figures"].values()))
-    assert (fit["l2"], fit["dim"]) == (best["l2"], best["dim"])
+    figures = {(t["l2"], t["dim"]): t["validation_ndcg"] for t in trials}
+    assert figures[fit["l2"], fit["dim"]] >= max(figures.values()) / 1.03
     assert len(chosen["validation_parts"]) == (2 if timed else 1)
     assert chosen["validation_ndcg"] > 0.1
     done = [report.done for report in reports]
@@ -196,10 +197,39 @@ def test_too_few_ratings_are_refused(count: int) -> None:
         train_on(few, items, users, QUICK, extractor=EXTRACTOR)
 
 
+def test_a_large_catalogue_keeps_no_dense_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ease, item_similarity, selection, training):
+        monkeypatch.setattr(module, "MAX_DENSE_ITEMS", 10)
+    found = train_on(*world(), replace(SMALL_SEARCH, entries_per_column=(5, 20)), extractor=EXTRACTOR)
+    assert set(found.similarity.tensors()) == {"indptr", "columns", "values"}
+    assert found.similarity.nnz <= 20 * found.similarity.size
+    assert own_share(found) > 0.6
+
+
+def test_one_rating_each_and_nothing_liked_still_trains() -> None:
+    count = 120
+    ratings = Interactions(
+        np.arange(count),
+        np.arange(count) % 4,
+        np.full(count, 1, np.float32),
+        np.zeros(count, np.int64),
+        count,
+        4,
+    )
+    items = [Item(i, f"i{i}", "", (), None, "", 1) for i in range(4)]
+    users = [User(u, f"u{u}", {}, 1) for u in range(count)]
+    found = train_on(ratings, items, users, SMALL_SEARCH, extractor=EXTRACTOR)
+    assert np.isfinite(found.parameters.id_source).all()
+    assert found.parameters.edge_weights == ALL_POSITIVE
+
+
+def test_an_empty_view_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="no users"):
+        train(GraphView(), QUICK, extractor=EXTRACTOR)
+
+
 def test_attributes_help_those_without_ratings() -> None:
     """Users who say what they like get it before they have rated anything."""
-    from models.graph_encoder.incremental import LinearState
-
     ratings, items, _ = world()
     users = [User(u, f"u{u}", {"taste": u % NUM_TASTES}, 1) for u in range(NUM_USERS)]
     trained = train_on(ratings, items, users, QUICK, extractor=EXTRACTOR)

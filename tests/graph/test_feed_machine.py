@@ -1,0 +1,200 @@
+"""Whatever is written, however a replica follows: at the head it is what plain dicts say.
+
+The machine writes through `GraphWriter`, restarts it, snapshots and purges, and lets followers fall behind
+and catch up by every road there is.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from graph.errors import Fenced, SnapshotRequired, WeftError
+from graph.schema import (
+    ChangeSet,
+    DeleteItem,
+    DeleteMemory,
+    DeleteRating,
+    DeleteUser,
+    Operation,
+    PutItem,
+    PutMemory,
+    PutPointer,
+    PutRating,
+    PutUser,
+    WriteRequest,
+)
+from graph.snapshot import newest_snapshot, remove_snapshots_before, write_snapshot
+from graph.view import GraphView
+from graph.writer import GraphWriter
+from tests.graph.plain_model import PlainModel, assert_same_view, model_of, open_store, read_view
+
+USERS = st.sampled_from([f"u{n}" for n in range(4)])
+ITEMS = st.sampled_from([f"i{n}" for n in range(5)])
+MEMORIES = st.sampled_from([f"m{n}" for n in range(3)])
+VALUES = st.sampled_from([0.5, 3.0, 4.5, 5.0])
+RATINGS = st.builds(PutRating, USERS, ITEMS, VALUES, st.integers(0, 3))
+OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
+    RATINGS,
+    RATINGS,
+    st.builds(PutItem, ITEMS, st.sampled_from(["A", "B"]), st.lists(st.sampled_from("xyx")).map(tuple)),
+    st.builds(PutUser, USERS, st.dictionaries(st.sampled_from("ab"), st.integers(0, 2), max_size=1)),
+    st.builds(DeleteRating, USERS, ITEMS),
+    st.builds(DeleteUser, USERS),
+    st.builds(DeleteItem, ITEMS),
+    st.builds(PutMemory, MEMORIES, USERS, st.sampled_from("pq")),
+    st.builds(DeleteMemory, MEMORIES),
+    st.builds(
+        PutPointer, st.just("encoder"), st.sampled_from(["active", "candidate"]), st.just({"digest": 1})
+    ),
+)
+
+
+@dataclass
+class Tailing:
+    """A follower and the commits that are on their way to it."""
+
+    view: GraphView
+    coming: list[ChangeSet] = field(default_factory=list)
+
+
+class Feed(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="weft-feed-"))
+        self.snapshots = self.folder / "snapshots"
+        self.store = open_store(self.folder)
+        self.writer = GraphWriter(self.store)
+        self.model = PlainModel()
+        self.past: list[GraphView] = []
+        self.tails = [Tailing(GraphView(self.store.store_id))]
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+    # ------------------------------------------------------------------------------------------- writing
+
+    @initialize()
+    def first_items(self) -> None:
+        self.group([[PutItem(f"i{n}", "A") for n in range(3)]])
+
+    @rule(operation=OPERATIONS)
+    def one(self, operation: Operation) -> None:
+        self.group([[operation]])
+
+    @rule(ratings=st.lists(RATINGS, min_size=8, max_size=20))
+    def bulk(self, ratings: list[Operation]) -> None:
+        self.group([ratings])
+
+    @rule(requests=st.lists(st.lists(OPERATIONS, min_size=1, max_size=3), min_size=2, max_size=6))
+    def group(self, requests: list[list[Operation]]) -> None:
+        version = self.writer.view.version
+        committed = self.writer.commit([WriteRequest(tuple(r)) for r in requests])
+        for operations, outcome in zip(requests, committed.outcomes, strict=True):
+            before = self.model.copy()
+            assert self.model.write(operations) == (not isinstance(outcome, WeftError)), outcome
+            if not isinstance(outcome, WeftError):
+                version += outcome.changed > 0
+                assert outcome.version == version
+                assert outcome.changed or self.model == before
+        for tail in self.tails:
+            tail.coming += committed.changes
+
+    # ----------------------------------------------------------------------------- restarts and snapshots
+
+    @rule(from_snapshot=st.booleans())
+    def restart(self, from_snapshot: bool) -> None:
+        old = self.writer
+        view = newest_snapshot(self.snapshots, self.store.store_id) if from_snapshot else None
+        self.writer = GraphWriter(self.store, view)
+        with pytest.raises(Fenced):
+            old.commit([WriteRequest((PutPointer("s", "n", {"never": "written"}),))])
+        for tail in self.tails:
+            tail.coming.clear()  # the ring is gone
+
+    @rule(purge=st.booleans())
+    def snapshot(self, purge: bool) -> None:
+        contents = self.writer.view.contents()
+        write_snapshot(self.snapshots, contents)
+        remove_snapshots_before(self.snapshots, contents.version)
+        if purge:
+            self.writer.purge(contents.version)
+
+    @rule()
+    def purge_late(self) -> None:
+        """A purge up to an older snapshot, after further writes."""
+        view = newest_snapshot(self.snapshots, self.store.store_id)
+        if view is not None and view.version >= self.writer.head.horizon:
+            self.writer.purge(view.version)
+
+    # ------------------------------------------------------------------------------------------ following
+
+    @rule()
+    def remember(self) -> None:
+        self.past.append(self.writer.view.copy())
+
+    @precondition(lambda self: self.past)
+    @rule(data=st.data(), page_rows=st.integers(1, 20))
+    def catch_up(self, data: st.DataObject, page_rows: int) -> None:
+        view = data.draw(st.sampled_from(self.past)).copy()
+        self._catch_up(view, page_rows)
+
+    def _catch_up(self, view: GraphView, page_rows: int) -> GraphView:
+        try:
+            pages = list(self.store.changes_since(view.version, page_rows=page_rows))
+        except SnapshotRequired:
+            assert 0 < view.version < self.writer.head.horizon
+            found = newest_snapshot(self.snapshots, self.store.store_id)
+            assert found is not None, "purged without a snapshot"
+            return self._catch_up(found, page_rows)
+        view.apply(ChangeSet.concatenate(pages))
+        assert_same_view(view, self.writer.view)
+        return view
+
+    @rule()
+    def start_another(self) -> None:
+        if len(self.tails) < 4:
+            view = newest_snapshot(self.snapshots, self.store.store_id) or GraphView(self.store.store_id)
+            self.tails.append(Tailing(self._catch_up(view, 7)))
+
+    @rule(data=st.data(), commits=st.integers(1, 3))
+    def deliver(self, data: st.DataObject, commits: int) -> None:
+        tail = data.draw(st.sampled_from(self.tails))
+        first = tail.coming[0].from_version if tail.coming else self.writer.view.version
+        if first != tail.view.version:  # the ring does not reach back
+            tail.view = self._catch_up(tail.view, 5)
+            tail.coming.clear()
+        for changes in tail.coming[:commits]:
+            assert changes.from_version == tail.view.version
+            tail.view.apply(changes)
+        del tail.coming[:commits]
+
+    # ------------------------------------------------------------------------------------------ invariants
+
+    @invariant()
+    def the_writer_is_what_the_dicts_say(self) -> None:
+        assert model_of(self.writer.view) == self.model
+
+    @invariant()
+    def followers_at_the_head_are_the_same(self) -> None:
+        for tail in self.tails:
+            if tail.view.version == self.writer.view.version:
+                assert_same_view(tail.view, self.writer.view)
+
+    @invariant()
+    def so_is_a_view_from_version_0(self) -> None:
+        assert self.store.head() == self.writer.head
+        assert_same_view(read_view(self.store), self.writer.view)
+
+
+TestFeed = Feed.TestCase
+# No shrinking: every step commits to disk, it would take minutes.
+TestFeed.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, phases=[Phase.generate])

@@ -1,0 +1,281 @@
+"""Snapshots: the same view back, no damage ever taken for one, and the order of write, remove and purge."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from graph import snapshot
+from graph.errors import Corrupt, SnapshotRequired
+from graph.schema import (
+    RATING_DTYPE,
+    ChangeSet,
+    DeleteItem,
+    DeleteUser,
+    PutItem,
+    PutMemory,
+    PutPointer,
+    PutRating,
+    PutUser,
+)
+from graph.snapshot import (
+    newest_snapshot,
+    read_snapshot,
+    remove_snapshots_after,
+    remove_snapshots_before,
+    write_snapshot,
+)
+from graph.store import GraphStore
+from graph.view import GraphView
+from graph.writer import GraphWriter
+from tests.graph.plain_model import assert_same_view, open_store, read_view, write
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> GraphStore:
+    return open_store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def view(store: GraphStore) -> GraphView:
+    """Never changed by a test: they work on copies."""
+    writer, rng = GraphWriter(store), np.random.default_rng(0)
+    write(writer, *(PutItem(f"i{n}", f"Film \u2603 {n}", ("a", f"t{n}"), 1990 + n, "plot") for n in range(9)))
+    write(writer, *(PutUser(f"u{n}", {"n": n, "ok": True, "tags": ["x", "y"]}) for n in range(7)))
+    for _ in range(60):
+        user, item = rng.integers(7), rng.integers(9)
+        write(
+            writer, PutRating(f"u{user}", f"i{item}", float(rng.integers(1, 11)) / 2, int(rng.integers(99)))
+        )
+    write(writer, PutMemory("m", "u1", "likes\nnew lines"), PutPointer("encoder", "active", {"digest": "d"}))
+    write(writer, DeleteUser("u6"), DeleteItem("i8"))
+    return writer.view
+
+
+def contents_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def test_a_round_trip_keeps_everything(view: GraphView, tmp_path: Path) -> None:
+    folder = write_snapshot(tmp_path / "s", view.contents())
+    assert folder.name == f"v{view.version:020d}"
+    again = newest_snapshot(tmp_path / "s", view.store_id)
+    assert again is not None
+    assert_same_view(again, view)
+    assert (again.num_user_rows, again.num_item_rows) == (7, 9)  # rows of the deleted ones too
+    for row in range(view.num_user_rows):
+        assert again.ratings_of(row).item_rows.tolist() == view.ratings_of(row).item_rows.tolist()
+
+
+def test_an_empty_view_round_trips(tmp_path: Path) -> None:
+    write_snapshot(tmp_path, GraphView("s").contents())
+    again = newest_snapshot(tmp_path, "s")
+    assert again is not None
+    assert_same_view(again, GraphView("s"))
+
+
+def test_a_mapped_view_changes_without_touching_its_files(
+    view: GraphView, store: GraphStore, tmp_path: Path
+) -> None:
+    folder = write_snapshot(tmp_path, view.contents())
+    before = contents_of(folder)
+    mapped, free = read_snapshot(folder), view.copy()
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        pair, version = (int(rng.integers(7)), int(rng.integers(9))), mapped.version + 1
+        record = np.array([(*pair, 2.5, 1, version, rng.random() < 0.4)], RATING_DTYPE)
+        for each in (mapped, free):
+            each.apply(ChangeSet(version - 1, version, ratings=record))
+    assert mapped.edges().values.tolist() == free.edges().values.tolist()
+    assert contents_of(folder) == before
+    assert_same_view(read_snapshot(folder), view)
+
+
+def flip(folder: Path, name: str, place: int, bit: int) -> None:
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    path.write_bytes(content)
+
+
+FILES = [
+    "manifest.json",
+    "users.jsonl",
+    "items.jsonl",
+    "memories.jsonl",
+    "pointers.jsonl",
+    *(f"by_user.{part}.npy" for part in ("indptr", "keys", "value", "timestamp")),
+    *(f"by_item.{part}.npy" for part in ("indptr", "keys", "value")),
+]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(FILES), st.integers(0, 10_000), st.integers(0, 7))
+def test_no_flipped_bit_gets_into_a_view(
+    view: GraphView, tmp_path: Path, name: str, place: int, bit: int
+) -> None:
+    folder = write_snapshot(tmp_path / "s", view.contents())
+    assert set(contents_of(folder)) == set(FILES)
+    flip(folder, name, place, bit)
+    found = newest_snapshot(tmp_path / "s", view.store_id)
+    if found is not None:  # white space between two fields of the manifest
+        assert name == "manifest.json"
+        assert_same_view(found, view)
+    shutil.rmtree(folder)
+
+
+def edit_manifest(edit: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def damage(folder: Path) -> None:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        edited = edit(manifest)
+        (folder / "manifest.json").write_text(json.dumps(manifest if edited is None else edited))
+
+    return damage
+
+
+def truncate(name: str, left: int) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:left])
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    **{f"no {name}": (lambda folder, name=name: (folder / name).unlink()) for name in FILES},
+    **{f"half of {name}": truncate(name, 40) for name in FILES},
+    **{f"nothing in {name}": truncate(name, 0) for name in FILES},
+    "another version": edit_manifest(lambda m: m.update(version=m["version"] + 1)),
+    "another store": edit_manifest(lambda m: m.update(store_id="other")),
+    "another format": edit_manifest(lambda m: m.update(format=2)),
+    "fewer rows": edit_manifest(lambda m: m.update(user_rows=1)),
+    "no checksums": edit_manifest(lambda m: m.update(sha256={})),
+    "checksums as a list": edit_manifest(lambda m: m.update(sha256=[])),
+    "a field less": edit_manifest(lambda m: m.pop("item_rows")),
+    "a list": edit_manifest(lambda m: [m]),
+    "a text": edit_manifest(lambda m: "m"),
+    "a file in its place": lambda folder: (shutil.rmtree(folder), folder.write_text("x")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_skipped_for_the_one_before(
+    view: GraphView, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    older = GraphView(view.store_id, version=3)
+    write_snapshot(tmp_path, older.contents())
+    folder = write_snapshot(tmp_path, view.contents())
+    DAMAGE[damage](folder)
+    with pytest.raises(Corrupt):
+        read_snapshot(folder)
+    found = newest_snapshot(tmp_path, view.store_id)
+    assert found is not None
+    assert_same_view(found, older)
+    assert "it is ignored" in caplog.text
+
+
+def test_without_a_readable_snapshot_the_store_is_there(
+    view: GraphView, store: GraphStore, tmp_path: Path
+) -> None:
+    flip(write_snapshot(tmp_path, view.contents()), "by_user.keys.npy", 150, 3)
+    recovered = GraphWriter(store, newest_snapshot(tmp_path, store.store_id)).view
+    assert_same_view(recovered, view)
+
+
+def test_snapshots_of_another_store_are_no_help(view: GraphView, tmp_path: Path) -> None:
+    foreign = GraphView("foreign", version=view.version)
+    folder = write_snapshot(tmp_path, foreign.contents())
+    assert newest_snapshot(tmp_path, view.store_id) is None
+    # And they do not stand in the way of an own one.
+    assert write_snapshot(tmp_path, view.contents()) == folder
+    assert_same_view(read_snapshot(folder), view)
+
+
+def test_a_damaged_snapshot_is_written_again(view: GraphView, tmp_path: Path) -> None:
+    folder = write_snapshot(tmp_path, view.contents())
+    untouched = (folder / "users.jsonl").stat().st_mtime_ns
+    assert write_snapshot(tmp_path, view.contents()) == folder
+    assert (folder / "users.jsonl").stat().st_mtime_ns == untouched
+    flip(folder, "items.jsonl", 5, 1)
+    write_snapshot(tmp_path, view.contents())
+    assert_same_view(read_snapshot(folder), view)
+
+
+def test_a_write_that_was_interrupted_leaves_nothing_that_counts(
+    view: GraphView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = GraphView(view.store_id, version=3)
+    write_snapshot(tmp_path, older.contents())
+    sync = snapshot._sync
+
+    def power_loss(path: Path) -> None:
+        if path.name.startswith(".writing-"):  # everything is written, the folder not yet renamed
+            raise OSError("power loss")
+        sync(path)
+
+    monkeypatch.setattr(snapshot, "_sync", power_loss)
+    with pytest.raises(OSError, match="power loss"):
+        write_snapshot(tmp_path, view.contents())
+    monkeypatch.undo()
+    assert [p.name[0] for p in sorted(tmp_path.iterdir())] == [".", "v"]
+    found = newest_snapshot(tmp_path, view.store_id)
+    assert found is not None
+    assert found.version == 3
+    write_snapshot(tmp_path, view.contents())  # over the leftovers
+    remove_snapshots_before(tmp_path, view.version)
+    assert [p.name for p in tmp_path.iterdir()] == [f"v{view.version:020d}"]
+
+
+def test_everything_is_synced_before_the_rename_and_the_rename_after(
+    view: GraphView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+    target = tmp_path / f"v{view.version:020d}"
+    monkeypatch.setattr(snapshot, "_sync", lambda path: synced.append((path.name, target.exists())))
+    write_snapshot(tmp_path, view.contents())
+    assert {name for name, renamed in synced if not renamed} >= set(FILES)
+    assert synced[-1] == (tmp_path.name, True)
+
+
+def test_old_and_impossible_snapshots_are_removed(tmp_path: Path) -> None:
+    for version in (1, 5, 9, 12):
+        write_snapshot(tmp_path, GraphView("s", version=version).contents())
+    (tmp_path / ".writing-1-7").mkdir()
+    (tmp_path / "notes.txt").write_text("not ours")
+    remove_snapshots_before(tmp_path, 5)
+    remove_snapshots_after(tmp_path, 9)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes.txt", f"v{5:020d}", f"v{9:020d}"]
+    remove_snapshots_after(tmp_path / "nowhere", 0)
+    assert newest_snapshot(tmp_path / "nowhere", "s") is None
+
+
+def test_at_every_point_of_a_snapshot_a_follower_finds_its_way(tmp_path: Path) -> None:
+    """Write, remove, purge: in this order there is always a snapshot or a feed from where the follower is."""
+    store = open_store(tmp_path)
+    writer, root = GraphWriter(store), tmp_path / "snapshots"
+    write(writer, PutUser("stays"), PutUser("goes"), PutItem("i", ""))
+    write_snapshot(root, writer.view.contents())
+    write(writer, DeleteUser("goes"), PutRating("stays", "i", 3.0))
+
+    def start() -> GraphView:
+        view = newest_snapshot(root, store.store_id) or GraphView(store.store_id)
+        view.apply(ChangeSet.concatenate(list(store.changes_since(view.version))))
+        return view
+
+    follower, contents = start(), writer.view.contents()
+    for step in (
+        lambda: write_snapshot(root, contents),
+        lambda: remove_snapshots_before(root, contents.version),
+        lambda: writer.purge(contents.version),
+    ):
+        step()
+        assert_same_view(start(), writer.view)
+        assert_same_view(read_view(store), writer.view)
+    assert_same_view(follower, writer.view)
+    with pytest.raises(SnapshotRequired):
+        list(store.changes_since(1))
+    store.close()
