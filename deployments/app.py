@@ -9,6 +9,7 @@ GraphKeeper: starts and watches the GraphState, changes encoder generations
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 from ray import serve
@@ -46,6 +47,7 @@ class GraphEncoderDeployment(GraphEncoder):
         configure_logging()
         super().__init__(settings, RemoteGraphState())
         await self.start()
+        _keep_what_was_loaded()
 
     async def __del__(self) -> None:
         await self.stop()
@@ -59,6 +61,7 @@ class RetrieverDeployment(Retriever):
         configure_logging()
         super().__init__(settings, RemoteGraphState(), EncoderHandle(encoder))
         await self.start()
+        _keep_what_was_loaded()
 
     async def __del__(self) -> None:
         await self.stop()
@@ -86,6 +89,12 @@ class IngressDeployment:
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(lambda: self._backend, max_body_bytes=self._settings.http.max_body_bytes)
+
+
+def _keep_what_was_loaded() -> None:
+    """Take the graph out of garbage collection: it stays, and every full collection would walk it."""
+    gc.collect()
+    gc.freeze()
 
 
 def build(settings: Settings) -> Application:

@@ -266,7 +266,7 @@ class GraphEncoder:
     async def list_ratings(
         self, user_id: str, limit: int, after: str | None, min_version: int
     ) -> Page | WeftError:
-        """A user's ratings in the order they were first written."""
+        """A user's ratings by item row: the one order that every replica has, whatever way it came here."""
         try:
             self._check_version(min_version)
             start = _cursor(after)
@@ -274,14 +274,15 @@ class GraphEncoder:
         except WeftError as error:
             return error
         ratings = self.view.ratings_of(user.row)
-        stop = min(start + limit, len(ratings.item_rows))
+        order = np.argsort(ratings.item_rows)
+        order = order[np.searchsorted(ratings.item_rows, start, sorter=order) :]
         records = [
             RatingRecord(item.item_id, float(ratings.values[n]), int(ratings.timestamps[n]))
-            for n in range(start, stop)
+            for n in order[:limit].tolist()
             if (item := self.view.item_at(int(ratings.item_rows[n]))) is not None
         ]
-        more = stop < len(ratings.item_rows)
-        return Page(tuple(records), str(stop) if more else None, self.view.version)
+        following = str(int(ratings.item_rows[order[limit]])) if len(order) > limit else None
+        return Page(tuple(records), following, self.view.version)
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Long-poll: whether this replica reached `version` in time."""

@@ -148,15 +148,18 @@ def _start(settings: Settings, quiet: bool) -> None:
     level = "ERROR" if quiet else "INFO"
     logging.getLogger("ray.serve").setLevel(level)
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    ray.init(
-        address="local",  # never join a cluster that happens to run
-        namespace="weft",
-        num_cpus=max(2, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=not quiet,
-        logging_level=level,
-    )
-    # Ray puts its own in their place, and its SIGTERM aborts the process with everything left running.
+    try:
+        ray.init(
+            address="local",  # never join a cluster that happens to run
+            namespace="weft",
+            num_cpus=max(2, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=not quiet,
+            logging_level=level,
+        )
+    except SystemExit as error:
+        raise KeyboardInterrupt from error  # what Ray makes of SIGTERM in the meantime
+    # Ray puts its own in their place, and later SIGTERM would abort the process, everything left running.
     for number, handler in handlers.items():
         signal.signal(number, handler)
     serve.start(
