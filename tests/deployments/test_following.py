@@ -166,6 +166,11 @@ class World:
         await self.state.close()
 
 
+def remove_store(folder: Path) -> None:
+    for path in folder.glob("weft.sqlite*"):
+        path.unlink()
+
+
 async def test_it_starts_level_and_stays_level(tmp_path: Path) -> None:
     world = World(tmp_path)
     await world.write_some(20)
@@ -283,8 +288,7 @@ async def test_another_store_is_loaded_anew(tmp_path: Path) -> None:
     first = world.follower.store_id
     world.source.state = None
     await world.state.close()
-    for path in tmp_path.glob("weft.sqlite*"):
-        path.unlink()  # the snapshots of the old store stay
+    remove_store(tmp_path)  # the snapshots of the old store stay
     world.state = world.source.state = GraphState(world.settings)
     await world.write_some(3)
     await world.level()
@@ -304,8 +308,7 @@ async def test_a_restored_backup_takes_the_follower_back(tmp_path: Path) -> None
     ahead = world.follower.version
     world.source.state = None
     await world.state.close()
-    for path in tmp_path.glob("weft.sqlite*"):
-        path.unlink()
+    remove_store(tmp_path)
     shutil.copy(tmp_path / "backup", tmp_path / "weft.sqlite")
     world.state = world.source.state = GraphState(world.settings)
     # As a copy on another machine would keep it: a snapshot that the writer has not removed.

@@ -90,11 +90,10 @@ async def test_concurrent_writers_each_get_their_own_outcome(state: GraphState, 
     async def client(number: int) -> list[int]:
         versions = []
         for n in range(10):
-            versions.append(
-                (await write(state, PutUser(f"{number}-{n}"), PutRating(f"{number}-{n}", "i", 3.0))).version
-            )
-            with pytest.raises(UnknownUser, match=f"{number}-{n}-nobody"):
-                await write(state, DeleteUser(f"{number}-{n}-nobody"))
+            name = f"{number}-{n}"
+            versions.append((await write(state, PutUser(name), PutRating(name, "i", 3.0))).version)
+            with pytest.raises(UnknownUser, match=f"{name}-nobody"):
+                await write(state, DeleteUser(f"{name}-nobody"))
         return versions
 
     versions = await asyncio.gather(*(client(number) for number in range(12)))
