@@ -6,7 +6,7 @@ GraphState -> change feed -> GraphEncoder, Retriever
 GraphKeeper: starts and watches the GraphState, changes encoder generations
 """
 
-from __future__ import annotations
+# No postponed annotations in this module: Serve validates `args:` by the type of `build`'s parameter.
 
 import asyncio
 import gc

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,15 +53,18 @@ def running(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
     check_store(settings)
     folder = Path(tempfile.mkdtemp(prefix="weft-"))
     os.environ.update(proxy_environment(folder, settings.http.port))
+    foreign = _descendants()
+    ours: set[_Process] = set()
     try:
         try:
             _start(settings, quiet)
             _wait_until_ready(settings)
             yield
         finally:
+            ours = _descendants() - foreign
             _stop()
     finally:
-        _end_processes_of(folder)
+        _end_processes(ours, folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -228,24 +232,47 @@ def _free_ports(number: int, avoid: int) -> list[int]:
         return ports
 
 
-def _end_processes_of(folder: Path) -> None:
-    """End what still runs with this run's folder on its command line, which is its proxy alone."""
+def _end_processes(ours: set[_Process], folder: Path) -> None:
+    """End what outlived Ray: its agents where it was interrupted, the proxy with this run's folder."""
     deadline = time.monotonic() + 5.0
-    while left := [pid for pid, command in _commands() if str(folder) in command and pid != os.getpid()]:
+    while left := [
+        p for p in _processes() if p.pid != os.getpid() and (p in ours or str(folder) in p.command)
+    ]:
         number = signal.SIGKILL if time.monotonic() > deadline else signal.SIGTERM
-        for pid in left:
+        for process in left:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(process.pid, number)
         time.sleep(0.1)
 
 
-def _commands() -> Iterator[tuple[int, str]]:
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    started: int  # with the pid it names a process for good
+    parent: int = field(compare=False)
+    command: str = field(compare=False)
+
+
+def _descendants() -> set[_Process]:
+    """Children of this process, and theirs, where /proc tells."""
+    everyone = list(_processes())
+    found: set[_Process] = set()
+    pids = {os.getpid()}
+    while more := {p for p in everyone if p.parent in pids and p not in found}:
+        found |= more
+        pids = {p.pid for p in more}
+    return found
+
+
+def _processes() -> Iterator[_Process]:
+    """All processes but zombies."""
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            yield (
-                int(path.name),
-                (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"),
-            )
+            # The name in parentheses may hold spaces of its own.
+            fields = (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if fields[0] != "Z":
+                yield _Process(int(path.name), int(fields[19]), int(fields[1]), command)
 
 
 def _listener(port: int) -> tuple[int, str] | None:
