@@ -14,6 +14,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from deployments.graph_client import RemoteGraphState
@@ -24,7 +25,8 @@ from deployments.ingress.application import create_app
 from deployments.ingress.handle_backend import HandleBackend
 from deployments.replica_logging import configure_logging
 from deployments.retriever import Retriever
-from deployments.settings import Settings
+from deployments.settings import NOT_LOOPBACK, Settings, is_loopback
+from graph.errors import InvalidInput
 
 _HEALTH: dict[str, Any] = {"health_check_period_s": 5, "health_check_timeout_s": 15}
 
@@ -80,6 +82,7 @@ class IngressDeployment:
         keeper: DeploymentHandle,
     ) -> None:
         configure_logging()
+        _check_bind_address()
         self._settings = settings
         state = RemoteGraphState()
         # The keeper answers once the graph state has recovered.
@@ -89,6 +92,14 @@ class IngressDeployment:
 
     def __serve_build_asgi_app__(self) -> Any:
         return create_app(lambda: self._backend, max_body_bytes=self._settings.http.max_body_bytes)
+
+
+def _check_bind_address() -> None:
+    """Refuse to answer anybody but this machine: `serve run` takes its address from a file, not from us."""
+    client = _get_global_client(raise_if_no_controller_running=False)  # Serve has no public way to ask
+    host = None if client is None else client.http_config.host
+    if host is not None and not is_loopback(host):
+        raise InvalidInput(NOT_LOOPBACK.format(host=host), param="http_options.host")
 
 
 def _keep_what_was_loaded() -> None:

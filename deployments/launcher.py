@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import shutil
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 READY_TIMEOUT_S = 180.0
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 STORE_WAIT_S = 5.0  # the writer of a launcher that was killed outlives it for a moment
 
 # HAProxy's statistics and metrics pages are configured by Ray to listen on every interface.
@@ -54,17 +56,16 @@ def running(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
     folder = Path(tempfile.mkdtemp(prefix="weft-"))
     os.environ.update(proxy_environment(folder, settings.http.port))
     foreign = _descendants()
-    ours: set[_Process] = set()
+    _adopt_orphans()
     try:
         try:
             _start(settings, quiet)
             _wait_until_ready(settings)
             yield
         finally:
-            ours = _descendants() - foreign
             _stop()
     finally:
-        _end_processes(ours, folder)
+        _end_processes_but(foreign)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -232,12 +233,16 @@ def _free_ports(number: int, avoid: int) -> list[int]:
         return ports
 
 
-def _end_processes(ours: set[_Process], folder: Path) -> None:
-    """End what outlived Ray: its agents where it was interrupted, the proxy with this run's folder."""
+def _adopt_orphans() -> None:
+    """On Linux, what loses its parent becomes a child of this process, so that nothing escapes the stop."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_processes_but(foreign: set[_Process]) -> None:
+    """End what outlived Ray: the proxy, and where Ray was interrupted, its agents."""
     deadline = time.monotonic() + 5.0
-    while left := [
-        p for p in _processes() if p.pid != os.getpid() and (p in ours or str(folder) in p.command)
-    ]:
+    while left := _descendants() - foreign:
         number = signal.SIGKILL if time.monotonic() > deadline else signal.SIGTERM
         for process in left:
             with contextlib.suppress(ProcessLookupError):
@@ -250,7 +255,6 @@ class _Process:
     pid: int
     started: int  # with the pid it names a process for good
     parent: int = field(compare=False)
-    command: str = field(compare=False)
 
 
 def _descendants() -> set[_Process]:
@@ -270,9 +274,8 @@ def _processes() -> Iterator[_Process]:
         with contextlib.suppress(OSError):
             # The name in parentheses may hold spaces of its own.
             fields = (path / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            command = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
             if fields[0] != "Z":
-                yield _Process(int(path.name), int(fields[19]), int(fields[1]), command)
+                yield _Process(int(path.name), int(fields[19]), int(fields[1]))
 
 
 def _listener(port: int) -> tuple[int, str] | None:

@@ -17,6 +17,17 @@ Cpus = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
+NOT_LOOPBACK = "{host!r} is not a loopback address: without API keys Weft listens on loopback only"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach what listens on `host`."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,16 +42,9 @@ class HttpSettings(_Group):
     @field_validator("host")
     @classmethod
     def _loopback_only(cls, host: str) -> str:
-        if host == "localhost":
-            return host
-        try:
-            if ipaddress.ip_address(host).is_loopback:
-                return host
-        except ValueError:
-            pass
-        raise ValueError(
-            f"{host!r} is not a loopback address: without API keys Weft listens on loopback only"
-        )
+        if not is_loopback(host):
+            raise ValueError(NOT_LOOPBACK.format(host=host))
+        return host
 
 
 class StoreSettings(_Group):

@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 _STATUS_TIMEOUT_S = 2.0
 _RETRY_S = 0.01
+_WARM_UP_ROUNDS = 3
 
 
 class HandleBackend:
@@ -49,6 +50,7 @@ class HandleBackend:
         store_id: str,
     ) -> None:
         self.store_id = store_id
+        self._warm = False
         self._limits = settings.ingress
         self._encoder, self._retriever, self._keeper, self._state = encoder, retriever, keeper, state
         self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
@@ -159,7 +161,24 @@ class HandleBackend:
         reasons = {name: part["error"] for name, part in parts.items() if "error" in part}
         if encoder.get("encoder", "") is None:
             reasons["graph_encoder"] = "no encoder is active: train one with `weft train`"
-        return all(checks.values()), {"checks": checks, "reasons": reasons}
+        ready = all(checks.values())
+        if ready and not self._warm:
+            await self._warm_up()
+        return ready, {"checks": checks, "reasons": reasons}
+
+    async def _warm_up(self) -> None:
+        """Go once through every hop and code path, so that the first user does not pay for it."""
+        users = await self.users(1, None, 0)
+        items = await self.items(1, None, 0)
+        user_ids = [r.user.user_id for r in users.records if isinstance(r, UserRecord)]
+        item_ids = [r.item.item_id for r in items.records if isinstance(r, ItemRecord)]
+        for _ in range(_WARM_UP_ROUNDS):
+            for user_id in user_ids:
+                await self.recommend(RecommendQuery(user_id))
+            for item_id in item_ids:
+                await self.similar(item_id, 1, (), (), 0)
+            await self.write(WriteRequest(()))  # changes nothing, but is committed with its key
+        self._warm = True
 
     async def status(self) -> dict[str, object]:
         return dict(await self._parts())

@@ -280,7 +280,8 @@ async def test_a_moved_horizon_needs_the_snapshot(tmp_path: Path) -> None:
     await world.close()
 
 
-async def test_another_store_is_loaded_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writes", [3, 60], ids=["with a lower head", "with a higher head"])
+async def test_another_store_is_loaded_anew(tmp_path: Path, writes: int) -> None:
     world = World(tmp_path)
     await world.write_some(30)
     await world.follower.start()
@@ -289,8 +290,9 @@ async def test_another_store_is_loaded_anew(tmp_path: Path) -> None:
     world.source.state = None
     await world.state.close()
     remove_store(tmp_path)  # the snapshots of the old store stay
-    world.state = world.source.state = GraphState(world.settings)
-    await world.write_some(3)
+    world.state = GraphState(world.settings)
+    await world.write_some(writes)
+    world.source.state = world.state
     await world.level()
     assert world.follower.store_id != first
     assert world.replica.view.store_id == world.state.store_id

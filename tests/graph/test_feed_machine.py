@@ -55,6 +55,25 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
         PutPointer, st.just("encoder"), st.sampled_from(["active", "candidate"]), st.just({"digest": 1})
     ),
 )
+# What comes and goes within one commit.
+CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
+    lambda rating, last: [
+        PutItem(rating.item_id, "A"),
+        rating,
+        PutMemory("m9", rating.user_id, "p"),
+        *last(rating),
+    ],
+    RATINGS,
+    st.sampled_from(
+        [
+            lambda rating: [DeleteUser(rating.user_id)],
+            lambda rating: [DeleteItem(rating.item_id)],
+            lambda rating: [DeleteRating(rating.user_id, rating.item_id), DeleteMemory("m9")],
+            lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "B"), rating],
+        ]
+    ),
+)
+REQUESTS = st.lists(OPERATIONS, min_size=1, max_size=3) | CHAINS
 
 
 @dataclass
@@ -94,7 +113,7 @@ class Feed(RuleBasedStateMachine):
     def bulk(self, ratings: list[Operation]) -> None:
         self.group([ratings])
 
-    @rule(requests=st.lists(st.lists(OPERATIONS, min_size=1, max_size=3), min_size=2, max_size=6))
+    @rule(requests=st.lists(REQUESTS, min_size=2, max_size=6))
     def group(self, requests: list[list[Operation]]) -> None:
         version = self.writer.view.version
         committed = self.writer.commit([WriteRequest(tuple(r)) for r in requests])

@@ -89,8 +89,12 @@ def test_a_mapped_view_changes_without_touching_its_files(
     before = contents_of(folder)
     mapped, free = read_snapshot(folder), view.copy()
     rng = np.random.default_rng(1)
-    for _ in range(200):
-        pair, version = (int(rng.integers(7)), int(rng.integers(9))), mapped.version + 1
+    # What is there first: growing would copy the arrays, and only then would they no longer be the files'.
+    edges = view.edges()
+    pairs = list(zip(edges.user_rows.tolist(), edges.item_rows.tolist(), strict=True))
+    pairs += [(int(rng.integers(7)), int(rng.integers(9))) for _ in range(150)]
+    for pair in pairs:
+        version = mapped.version + 1
         record = np.array([(*pair, 2.5, 1, version, rng.random() < 0.4)], RATING_DTYPE)
         for each in (mapped, free):
             each.apply(ChangeSet(version - 1, version, ratings=record))
