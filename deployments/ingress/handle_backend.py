@@ -57,7 +57,7 @@ class HandleBackend:
             self._send_writes, max_batch=self._limits.max_batch
         )
         self._recommends: Coalescer[RecommendQuery, RecommendAnswer] = Coalescer(
-            self._send_recommends, max_batch=self._limits.max_batch
+            self._send_recommends, max_batch=self._limits.max_batch, max_in_flight=2
         )
 
     # ------------------------------------------------------------------------------------------- writing

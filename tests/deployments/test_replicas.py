@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import scipy.sparse as sp
 
 import deployments.following as following
+import deployments.graph_encoder as encoder_module
 import deployments.retriever as retriever_module
 from deployments.graph_encoder import GraphEncoder
 from deployments.graph_state import GraphState
@@ -305,21 +307,46 @@ async def test_user_vectors_and_embeddings_are_what_the_equations_say(world: Wor
     np.testing.assert_allclose(embedding.vector, plain.target[item.row], rtol=1e-4, atol=1e-4)
 
 
-async def test_after_many_writes_the_retriever_holds_a_rebuilt_encoders_rows(world: World) -> None:
-    for _ in range(5):
-        await world.write_some(60)
+async def assert_rows_are_a_rebuilt_encoders(world: World) -> None:
     generation = world.retriever._generations.active
     assert generation is not None
     await until(lambda: world.retriever._follower.version == world.state._head)
     await until(lambda: generation.version >= world.state._head)
     view = world.state._writer.view
-    fresh = LinearState(load_checkpoint(world.settings.encoder_dir / world.digest).parameters, FEATURES, view)
+    parameters = load_checkpoint(world.settings.encoder_dir / world.digest).parameters
+    fresh = LinearState(parameters, FEATURES, view)
     rows = np.array([item.row for item in view.items()])
     assert sorted(generation.ranker.rows().tolist()) == rows.tolist()
-    for mine, theirs in zip(
-        generation.ranker.vectors(rows), (fresh.source, fresh.target, fresh.bias), strict=True
-    ):
+    expected = (fresh.source, fresh.target, fresh.bias)
+    for mine, theirs in zip(generation.ranker.vectors(rows), expected, strict=True):
         np.testing.assert_allclose(mine, theirs[rows], rtol=1e-4, atol=1e-4)
+
+
+async def test_after_many_writes_the_retriever_holds_a_rebuilt_encoders_rows(world: World) -> None:
+    for _ in range(5):
+        await world.write_some(60)
+    await assert_rows_are_a_rebuilt_encoders(world)
+
+
+async def test_a_pull_may_overtake_the_vectors_of_a_commit(world: World) -> None:
+    """Newer vectors that came first must not stay overwritten by the older ones."""
+    fetch, generation = world.retriever._fetch, world.retriever._generations.active
+    assert generation is not None
+    overtaken = []
+
+    async def slow(*args: Any, **kwargs: Any) -> Any:
+        pieces = await fetch(*args, **kwargs)
+        if kwargs.get("rows") is not None and not overtaken:
+            overtaken.append((await write(world.state, PutRating("u7", "i4", 5.0))).version)
+            await world.encoder.wait_for(overtaken[0], 15)
+            async with world.retriever._pulling:
+                await world.retriever._pull(generation, overtaken[0])
+        return pieces
+
+    world.retriever._fetch = slow  # type: ignore[method-assign]
+    await world.reach((await write(world.state, PutItem("i4", "Another title"))).version)
+    assert overtaken
+    await assert_rows_are_a_rebuilt_encoders(world)
 
 
 async def test_a_session_is_recommended_what_an_inserted_user_would_be(world: World) -> None:
@@ -589,9 +616,17 @@ async def test_a_generation_change_fails_nobody_and_mixes_nothing(world: World) 
     assert len(similar.similar) == 2
 
 
-async def test_a_candidate_follows_the_writes_while_it_is_built(world: World) -> None:
-    await world.point("candidate", world.other)
-    await world.write_some(60)
+async def test_a_candidate_follows_the_writes_while_it_is_built(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(
+        encoder_module, "load_checkpoint", lambda path: gate.wait(15) and load_checkpoint(path)
+    )
+    await world.reach((await world.point("candidate", world.other)).version)
+    await world.reach(await world.write_some(60))
+    assert world.encoder.generations() == (world.digest,)
+    gate.set()
     await until(
         lambda: world.other in world.encoder.generations() and world.other in world.retriever.generations()
     )
