@@ -6,8 +6,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,9 +13,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deployments.cli_output import messages, print_json, progress_bar, settings_rows
 from deployments.settings import Settings
 from graph.errors import InvalidInput, WeftError
 
@@ -26,8 +24,6 @@ imports = typer.Typer(no_args_is_help=True)
 encoders = typer.Typer(no_args_is_help=True)
 app.add_typer(imports, name="import", help="Bring data in.")
 app.add_typer(encoders, name="encoder", help="Trained encoders.")
-
-messages = Console(stderr=True, highlight=False)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Strict = Annotated[bool, typer.Option(help="Refuse everything if one row is bad.")]
@@ -45,8 +41,10 @@ def main() -> None:
         sys.exit(1)
     except ValidationError as error:
         for problem in error.errors():
-            where = "__".join(str(part) for part in problem["loc"]).upper()
-            messages.print(f"[red]error:[/red] WEFT_{where}: {problem['msg']}", soft_wrap=True)
+            path = "__".join(str(part) for part in problem["loc"]).upper()
+            where = f"WEFT_{path}: " if path else ""
+            text = problem["msg"].removeprefix("Value error, ")
+            messages.print(f"[red]error:[/red] {where}{text}", soft_wrap=True)
         sys.exit(1)
     except _client_errors() as error:
         messages.print(f"[red]error:[/red] {error}", soft_wrap=True)
@@ -143,7 +141,7 @@ def status(as_json: AsJson = False) -> None:
     with WeftClient(settings.url) as client:
         found = client.status()
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table("part", "fact", "value")
     for part, facts in found.items():
@@ -155,31 +153,14 @@ def status(as_json: AsJson = False) -> None:
 @app.command()
 def config(as_json: AsJson = False) -> None:
     """Every setting: its value, where it came from, what it means."""
-    settings = Settings()
-    rows = list(_settings_rows(settings, Settings(), ""))
+    rows = list(settings_rows(Settings()))
     if as_json:
-        _print_json({row["variable"]: row for row in rows})
+        print_json({row["variable"]: row for row in rows})
         return
     table = Table("variable", "value", "from", "meaning")
     for row in rows:
         table.add_row(row["variable"], row["value"], row["from"], row["meaning"])
     Console().print(table)
-
-
-def _settings_rows(settings: Any, defaults: Any, prefix: str) -> Iterator[dict[str, str]]:
-    for name, field in type(settings).model_fields.items():
-        value, path = getattr(settings, name), f"{prefix}{name}"
-        if hasattr(value, "model_fields_set"):
-            yield from _settings_rows(value, getattr(defaults, name), f"{path}__")
-            continue
-        variable = f"WEFT_{path.upper()}"
-        origin = "environment" if any(variable == key.upper() for key in os.environ) else "default"
-        yield {
-            "variable": variable,
-            "value": str(value),
-            "from": origin,
-            "meaning": field.description or "",
-        }
 
 
 # ------------------------------------------------------------------------------------------------------ data
@@ -259,7 +240,7 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
     from deployments.store_access import open_writer
     from graph.datasets import Rejects, run_import
 
-    with open_writer(settings, "weft import") as write, _bar() as report:
+    with open_writer(settings, "weft import") as write, progress_bar() as report:
         summary = run_import(
             dataset,
             write,
@@ -268,7 +249,7 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
             lambda stage, done, total: report(stage, done, total, ""),
         )
     if as_json:
-        _print_json(asdict(summary))
+        print_json(asdict(summary))
         return
     line = (
         f"{summary.kept:,} rows kept, {summary.rejected:,} rejected; {summary.items:,} items, "
@@ -292,7 +273,7 @@ def train(
     settings = Settings()
     path, metadata = _train_and_activate(settings, seed) if activate else _train(settings, seed)
     if as_json:
-        _print_json({"encoder": path.name, "path": str(path), "metadata": metadata})
+        print_json({"encoder": path.name, "path": str(path), "metadata": metadata})
     else:
         print(path.name)
 
@@ -311,7 +292,7 @@ def list_encoders(as_json: AsJson = False) -> None:
         for path in sorted(folder.iterdir() if folder.is_dir() else [])
     ]
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table("encoder", "active", "dim")
     for row in found:
@@ -348,7 +329,7 @@ def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
     from models.graph_encoder.training import train as train_encoder
 
     view = read_view(settings)
-    with _bar() as report:
+    with progress_bar() as report:
         trained = train_encoder(
             view,
             TrainingConfig(seed=seed),
@@ -391,7 +372,7 @@ def evaluate(
         dataset = TableDataset(columns)
     else:
         dataset = MovieLensDataset(path)
-    with _bar() as report:
+    with progress_bar() as report:
         found = evaluate_dataset(
             dataset,
             protocol,
@@ -400,37 +381,9 @@ def evaluate(
             lambda p: report("evaluating", p.done, p.total, f"{p.stage}: {p.message}"),
         )
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         Console(width=160).print(as_table(found))
-
-
-# ---------------------------------------------------------------------------------------------------- output
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
-    """A progress bar on stderr; the function inside takes stage, done, total and a message."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[message]}"),
-    )
-    with Progress(*columns, console=messages) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int, message: str) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, message="")
-            progress.update(tasks[stage], completed=done, total=total, message=message)
-
-        yield report
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ comes second to it, defaults last. Unknown keys are refused.
 from __future__ import annotations
 
 import ipaddress
+import os
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 Cpus = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
+
+_OTHER_VARIABLES = ("WEFT_TEST_", "WEFT_E2E_")  # of the test suite
 
 NOT_LOOPBACK = "{host!r} is not a loopback address: without API keys Weft listens on loopback only"
 
@@ -125,6 +128,23 @@ class Settings(BaseSettings):
     def _absolute(cls, path: Path) -> Path:
         # Replicas do not share the launcher's working directory.
         return path.expanduser().resolve()
+
+    @model_validator(mode="after")
+    def _no_unknown_variables(self) -> Settings:
+        # A misspelt variable would otherwise be a setting that silently does nothing.
+        known: set[str] = set()
+        for name, field in type(self).model_fields.items():
+            known.add(f"WEFT_{name}".upper())
+            if isinstance(field.annotation, type) and issubclass(field.annotation, _Group):
+                known |= {f"WEFT_{name}__{inner}".upper() for inner in field.annotation.model_fields}
+        unknown = sorted(
+            key
+            for key in os.environ
+            if key.startswith("WEFT_") and key not in known and not key.startswith(_OTHER_VARIABLES)
+        )
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no such setting; docs/settings.md lists them")
+        return self
 
     @property
     def store_url(self) -> str:

@@ -55,6 +55,7 @@ class _Layer:
     ratings: dict[tuple[int, int], tuple[float, int, int]] = field(
         default_factory=dict
     )  # value, time, version
+    pointer_writes: list[Pointer] = field(default_factory=list)  # every one: pointers keep their history
     user_ids: dict[str, User | None] = field(default_factory=dict)
     item_ids: dict[str, Item | None] = field(default_factory=dict)
     memory_ids: dict[str, Memory | None] = field(default_factory=dict)
@@ -77,6 +78,7 @@ class _Layer:
             "memory_ids",
         ):
             getattr(self, name).update(getattr(other, name))
+        self.pointer_writes += other.pointer_writes
         self.next_user, self.next_item, self.next_memory = other.next_user, other.next_item, other.next_memory
 
 
@@ -113,6 +115,11 @@ class Plan:
         changed = len(self._now)
         self._done.update(self._now)
         return changed
+
+    @property
+    def pointer_writes(self) -> list[Pointer]:
+        """Every value a pointer was given, in order, also those replaced within the plan."""
+        return self._done.pointer_writes
 
     def changes(self, to_version: int) -> ChangeSet:
         """Final states of every row planned so far."""
@@ -203,6 +210,7 @@ class Plan:
             case PutPointer():
                 pointer = Pointer(operation.scope, operation.name, dict(operation.value), self._version)
                 self._now.pointers[operation.scope, operation.name] = pointer
+                self._now.pointer_writes.append(pointer)
 
     def _put_rating(self, operation: PutRating) -> None:
         value, timestamp = operation.value, operation.timestamp

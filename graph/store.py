@@ -123,9 +123,17 @@ class GraphStore:
             return self._head(connection)
 
     def commit(
-        self, before: Head, changes: ChangeSet, idempotency: Sequence[IdempotencyRecord] = (), *, after: Head
+        self,
+        before: Head,
+        changes: ChangeSet,
+        idempotency: Sequence[IdempotencyRecord] = (),
+        pointer_writes: Sequence[Pointer] = (),
+        *,
+        after: Head,
     ) -> None:
         """Write the final states of `changes`, moving the head from `before` to `after`, or nothing at all.
+
+        `pointer_writes` go into the history of pointers, one row each.
 
         Raises Fenced when another writer took over.
         """
@@ -150,19 +158,12 @@ class GraphStore:
             self._upsert(connection, tables.memories, [_memory_values(m) for m in changes.memories])
             self._upsert(connection, tables.pointers, [_pointer_values(p) for p in changes.pointers])
             self._upsert(connection, tables.ratings, _rating_values(changes.ratings))
-            if changes.pointers:
-                now = time.time()
-                history = [
-                    {
-                        "version": p.version,
-                        "scope": p.scope,
-                        "name": p.name,
-                        "value": p.value,
-                        "written_at": now,
-                    }
-                    for p in changes.pointers
-                ]
-                connection.execute(insert(tables.pointer_history), history)
+            now = time.time()
+            history = [
+                {"version": p.version, "scope": p.scope, "name": p.name, "value": p.value, "written_at": now}
+                for p in pointer_writes
+            ]
+            self._upsert(connection, tables.pointer_history, history)
             records = [
                 {
                     "scope": r.key.scope,

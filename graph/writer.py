@@ -101,7 +101,7 @@ class GraphWriter:
         user, item, memory = plan.next_rows
         after = replace(head, version=version, next_user_row=user, next_item_row=item, next_memory_row=memory)
         changes = plan.changes(version)
-        self._store.commit(head, changes, records, after=after)
+        self._store.commit(head, changes, records, plan.pointer_writes, after=after)
         # From here on the writes are durable: failing to apply them is not an error of the requests.
         self._head = after
         if version == head.version:

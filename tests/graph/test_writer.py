@@ -481,3 +481,10 @@ def test_an_old_writer_can_no_longer_purge_or_write(writer: GraphWriter, store: 
     with pytest.raises(Fenced):
         writer.purge(1)
     assert store.head().version == 2
+
+
+def test_a_pointer_moved_twice_in_one_group_has_both_values_in_its_history(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    writer.commit([WriteRequest((PutPointer("encoder", "active", {"digest": d}),)) for d in ("one", "two")])
+    assert [p.value["digest"] for p in store.pointer_history("encoder", "active")] == ["one", "two"]
+    assert [p.version for p in store.pointer_history("encoder", "active")] == [1, 2]
