@@ -20,7 +20,7 @@ def test_every_setting_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WEFT_HTTP__PROT", "8001")
-    with pytest.raises(ValueError, match="(?i)prot"):
+    with pytest.raises(ValueError, match=r"(?i)prot"):
         Settings()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,13 @@ from graph.schema import (
     Operation,
     PutItem,
     PutMemory,
+    PutPointer,
     PutRating,
     PutUser,
     WriteRequest,
     WriteResult,
 )
-from graph.store import GraphStore, Head, IdempotencyRecord
+from graph.store import GraphStore, Head
 from graph.view import GraphView
 from graph.writer import ApplyFailed, GraphWriter
 from tests.graph.plain_model import assert_same_view, model_of, open_store, read_view, write
@@ -337,13 +338,11 @@ class FailingStore(GraphStore):
     poison: frozenset[str] = frozenset()
     attempts = 0
 
-    def commit(
-        self, before: Head, changes: ChangeSet, idempotency: Sequence[IdempotencyRecord] = (), *, after: Head
-    ) -> None:
+    def commit(self, before: Head, changes: ChangeSet, *rest: Any, after: Head) -> None:
         self.attempts += 1
         if self.poison & {u.user_id for u in changes.users}:
             raise OperationalError("INSERT", {}, Exception("database or disk is full"))
-        super().commit(before, changes, idempotency, after=after)
+        super().commit(before, changes, *rest, after=after)
 
 
 def test_a_transaction_that_fails_is_tried_one_by_one(tmp_path: Path, caplog: Any) -> None:
