@@ -7,6 +7,7 @@ import logging
 import time
 
 import ray
+from ray._private.state import actors
 
 from deployments.generations import ACTIVE, CANDIDATE, SCOPE
 from deployments.graph_client import ACTOR_NAME, NAMESPACE, RemoteGraphState, start_graph_state
@@ -58,10 +59,14 @@ class GraphKeeper:
                 await asyncio.wait_for(self._state.ping(), limits.ping_interval_s)
                 missed = 0
             except TimeoutError:
+                if await asyncio.to_thread(self._restarting):
+                    missed = 0
+                    continue
                 missed += 1
                 log.warning("the graph state did not answer ping %d of %d", missed, limits.missed_pings)
             except Unavailable:
                 # Restarting by itself, or gone for good: then there is nothing to restart.
+                missed = 0
                 await asyncio.to_thread(self._start_if_gone)
             if missed >= limits.missed_pings:
                 log.error("the graph state hangs: replacing it")
@@ -76,6 +81,16 @@ class GraphKeeper:
         except ValueError:
             log.error("the graph state is gone: starting it again")
             start_graph_state(self._settings)
+
+    @staticmethod
+    def _restarting() -> bool:
+        """Whether Ray is bringing the actor up: calls hang then too, and killing it would start that over."""
+        try:
+            actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+        except ValueError:
+            return False
+        # Ray's public way to ask needs the dashboard's server, which does not run here.
+        return bool(actors(actor._actor_id.hex()).get("State") != "ALIVE")
 
     @staticmethod
     def _kill() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 import uuid
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from deployments.store_access import read_view
 from tests.service import Service
 
 REQUEST_TIMEOUT_S = 20.0
+GIVE_UP_S = 60.0
 
 Rating = tuple[str, str]
 
@@ -67,7 +69,9 @@ class BookkeepingWriter:
 
     def _until_acknowledged(self, method: str, path: str, body: dict[str, object] | None) -> None:
         headers = {"idempotency-key": uuid.uuid4().hex}
+        deadline = time.monotonic() + GIVE_UP_S
         while True:
+            assert time.monotonic() < deadline, f"{method} {path}: no acknowledgement within {GIVE_UP_S:g} s"
             try:
                 response = self._http.request(method, path, json=body, headers=headers)
             except httpx.TransportError:

@@ -27,6 +27,7 @@ def test_thirty_kills_lose_nothing_and_the_service_returns(service: Service, sma
     chance = random.Random(SEED)
     recovery: list[float] = []
     first = head(service)
+    replaced = service.status()["graph_keeper"]["writers_replaced"]
     prober = BookkeepingWriter(service.url, "prober", items, random.Random(SEED))
     with BackgroundWriters(service, items, SEED) as writers:
         for _ in range(ROUNDS):
@@ -54,3 +55,5 @@ def test_thirty_kills_lose_nothing_and_the_service_returns(service: Service, sma
     )
     print(summary)
     assert slowest < RECOVERY_S, summary
+    # Ray restarts what died; the watchdog must not take a writer that recovers for one that hangs.
+    assert service.status()["graph_keeper"]["writers_replaced"] == replaced
