@@ -52,18 +52,19 @@ class GraphKeeper:
     async def _watch_writer(self) -> None:
         """Ray restarts a process that died, but not one that no longer runs: that one is killed here."""
         limits = self._settings.graph_state
-        missed = 0
+        missed, incarnation = 0, await asyncio.to_thread(self._incarnation)
         while True:
             await asyncio.sleep(limits.ping_interval_s)
             try:
                 await asyncio.wait_for(self._state.ping(), limits.ping_interval_s)
                 missed = 0
             except TimeoutError:
-                if await asyncio.to_thread(self._restarting):
-                    missed = 0
-                    continue
-                missed += 1
-                log.warning("the graph state did not answer ping %d of %d", missed, limits.missed_pings)
+                found = await asyncio.to_thread(self._incarnation)
+                # Calls hang while Ray brings the actor up, and killing it then would start that over: only
+                # pings that one living incarnation leaves unanswered count.
+                missed = missed + 1 if found is not None and found == incarnation else 0
+                incarnation = found
+                log.warning("the graph state does not answer: %d of %d pings", missed, limits.missed_pings)
             except Unavailable:
                 # Restarting by itself, or gone for good: then there is nothing to restart.
                 missed = 0
@@ -83,14 +84,15 @@ class GraphKeeper:
             start_graph_state(self._settings)
 
     @staticmethod
-    def _restarting() -> bool:
-        """Whether Ray is bringing the actor up: calls hang then too, and killing it would start that over."""
+    def _incarnation() -> tuple[str, int] | None:
+        """Which actor is alive and how often it was restarted; None while there is none or it is starting."""
         try:
             actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
         except ValueError:
-            return False
+            return None
         # Ray's public way to ask needs the dashboard's server, which does not run here.
-        return bool(actors(actor._actor_id.hex()).get("State") != "ALIVE")
+        found = actors(actor._actor_id.hex())
+        return (found["ActorID"], found["NumRestarts"]) if found.get("State") == "ALIVE" else None
 
     @staticmethod
     def _kill() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,12 +24,14 @@ from deployments.messages import (
     UserQuery,
     UserVector,
 )
+from deployments.ranked_items import RankedItems
 from deployments.settings import Settings
+from graph.delta import Delta
 from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item
-from graph.view import Delta, GraphView
+from graph.view import GraphView
 from models.graph_encoder.checkpoint import load_checkpoint
-from models.ranking import Ranker, RankQuery, RankResult
+from models.ranking import RankQuery, RankResult
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +55,6 @@ class EncoderClient(Protocol):
     ) -> ItemVectors | WeftError: ...
 
 
-@dataclass(slots=True)
-class _Generation:
-    digest: str
-    ranker: Ranker
-    positions: dict[str, int]  # item id -> place in the encoder's id table
-    version: int = -1  # item vectors are at least this new
-
-
 class Retriever:
     """One replica. Lists are answered one entry per query, errors included."""
 
@@ -70,7 +63,7 @@ class Retriever:
         self._encoder = encoder
         self._view = GraphView()
         self._tagged: dict[str, set[int]] = defaultdict(set)
-        self._generations: Generations[_Generation] = Generations(self._build)
+        self._generations: Generations[RankedItems] = Generations(self._build)
         self._follower = Follower(
             "retriever", self, source, settings.snapshot_dir, frozenset(("item", "pointer"))
         )
@@ -112,7 +105,7 @@ class Retriever:
             if len(gone):
                 generation.ranker.remove(gone)
             for piece in vectors.get(generation.digest, ()):
-                self._upsert(generation, piece)
+                generation.take(piece, self._view)
                 # A pull may have overtaken this piece: have what changed since come again.
                 generation.version = min(generation.version, piece.version)
         if any(p.scope == SCOPE for p in changes.pointers):
@@ -146,25 +139,16 @@ class Retriever:
 
     # --------------------------------------------------------------------------------- following the vectors
 
-    async def _build(self, digest: str) -> _Generation:
+    async def _build(self, digest: str) -> RankedItems:
         checkpoint = await asyncio.to_thread(load_checkpoint, self._settings.encoder_dir / digest)
-        ranker = Ranker(checkpoint.parameters.dim, checkpoint.similarity, checkpoint.ranking)
-        positions = {item_id: n for n, item_id in enumerate(checkpoint.parameters.item_ids)}
-        generation = _Generation(digest, ranker, positions)
+        generation = RankedItems(digest, checkpoint)
         # Not before the encoder knows of this generation: until then it cannot say whether there is one.
         await self._pull(generation, self._view.version)
         # Items that were applied while the pull was under way came too early for it: fetch them by name.
-        while len(missing := self._missing(generation)):
+        while len(missing := generation.missing(self._view)):
             for piece in await self._fetch(digest, rows=missing, min_version=self._view.version):
-                self._upsert(generation, piece)
+                generation.take(piece, self._view)
         return generation
-
-    def _missing(self, generation: _Generation) -> Int64:
-        """Rows of live items without a vector; items that are gone are dropped on the way."""
-        live = np.array([item.row for item in self._view.items()], np.int64)
-        have = generation.ranker.rows()
-        generation.ranker.remove(np.setdiff1d(have, live))
-        return np.setdiff1d(live, have)
 
     async def _pull_regularly(self) -> None:
         while True:
@@ -177,12 +161,12 @@ class Retriever:
                     # Vectors lag, answers go on; the next round tries again.
                     log.warning("item vectors stay at version %d: %s", generation.version, error.message)
 
-    async def _pull(self, generation: _Generation, min_version: int = 0, wait: bool = True) -> None:
+    async def _pull(self, generation: RankedItems, min_version: int = 0, wait: bool = True) -> None:
         """Take over what changed since the last pull, at least up to `min_version`."""
         since = generation.version
         pieces = await self._fetch(generation.digest, since=since, min_version=min_version, wait=wait)
         for piece in pieces:
-            self._upsert(generation, piece)
+            generation.take(piece, self._view)
         if pieces:
             # Rows changed between two pieces come again with the next pull.
             generation.version = max(since, min(p.version for p in pieces))
@@ -217,24 +201,6 @@ class Retriever:
                 return []
             else:
                 raise piece
-
-    def _upsert(self, generation: _Generation, piece: ItemVectors) -> None:
-        # Rows of items this replica has not met come again, by name, when their commit is applied.
-        items = [self._view.item_at(int(row)) for row in piece.rows]
-        keep = np.array([n for n, item in enumerate(items) if item is not None], np.int64)
-        if len(keep) == 0:
-            return
-        positions = np.array(
-            [generation.positions.get(item.item_id, -1) for item in items if item is not None], np.int64
-        )
-        generation.ranker.upsert(
-            piece.rows[keep],
-            piece.source[keep],
-            piece.target[keep],
-            piece.bias[keep],
-            piece.degree[keep],
-            positions,
-        )
 
     # --------------------------------------------------------------------------------------------- answering
 
@@ -339,7 +305,7 @@ class Retriever:
             return NotYet(f"item vectors are at version {generation.version}, not yet at {min_version}")
         return None
 
-    async def _rank(self, generation: _Generation, queries: list[RankQuery]) -> list[RankResult]:
+    async def _rank(self, generation: RankedItems, queries: list[RankQuery]) -> list[RankResult]:
         if len(queries) * len(generation.ranker) <= _INLINE_SCORES:
             return generation.ranker.recommend(queries)
         return await asyncio.to_thread(generation.ranker.recommend, queries)
@@ -374,7 +340,7 @@ class Retriever:
         return np.array(sorted(item.row for item in found if item is not None), np.int64)
 
     def _answer(
-        self, query: RecommendQuery, user: UserVector, generation: _Generation, result: RankResult
+        self, query: RecommendQuery, user: UserVector, generation: RankedItems, result: RankResult
     ) -> RecommendAnswer:
         return RecommendAnswer(
             query.user_id,

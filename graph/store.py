@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,10 @@ class GraphStore:
                     f"another writer holds {self.location} (epoch {self._head(connection).epoch}, "
                     f"this writer's was {before.epoch}); nothing was written"
                 )
-            self._upsert(connection, tables.users, [_user_values(u) for u in changes.users])
-            self._upsert(connection, tables.items, [_item_values(i) for i in changes.items])
-            self._upsert(connection, tables.memories, [_memory_values(m) for m in changes.memories])
-            self._upsert(connection, tables.pointers, [_pointer_values(p) for p in changes.pointers])
+            self._upsert(connection, tables.users, [_values(u) for u in changes.users])
+            self._upsert(connection, tables.items, [_values(i) for i in changes.items])
+            self._upsert(connection, tables.memories, [_values(m) for m in changes.memories])
+            self._upsert(connection, tables.pointers, [_values(p) for p in changes.pointers])
             self._upsert(connection, tables.ratings, _rating_values(changes.ratings))
             now = time.time()
             history = [
@@ -347,48 +347,9 @@ def _item(row: Any) -> Item:
     return Item(row_number, item_id, title, tuple(tags), year, text, version, deleted)
 
 
-def _user_values(user: User) -> dict[str, object]:
-    return {
-        "row": user.row,
-        "user_id": user.user_id,
-        "attributes": dict(user.attributes),
-        "version": user.version,
-        "deleted": user.deleted,
-    }
-
-
-def _item_values(item: Item) -> dict[str, object]:
-    return {
-        "row": item.row,
-        "item_id": item.item_id,
-        "title": item.title,
-        "tags": list(item.tags),
-        "year": item.year,
-        "text": item.text,
-        "version": item.version,
-        "deleted": item.deleted,
-    }
-
-
-def _memory_values(memory: Memory) -> dict[str, object]:
-    return {
-        "row": memory.row,
-        "memory_id": memory.memory_id,
-        "user_row": memory.user_row,
-        "text": memory.text,
-        "version": memory.version,
-        "deleted": memory.deleted,
-    }
-
-
-def _pointer_values(pointer: Pointer) -> dict[str, object]:
-    return {
-        "scope": pointer.scope,
-        "name": pointer.name,
-        "value": dict(pointer.value),
-        "version": pointer.version,
-        "deleted": pointer.deleted,
-    }
+def _values(record: User | Item | Memory | Pointer) -> dict[str, object]:
+    """A record as its table's columns, which have its fields' names."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def _rating_values(ratings: RatingArray) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ writes against reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph.adjacency import Adjacency, Int32, Int64
+from graph.delta import Delta, RatingDeltas
 from graph.errors import UnknownItem, UnknownUser
 from graph.schema import ChangeSet, Item, Memory, Pointer, RatingArray, User
 
@@ -41,31 +42,6 @@ class Edges(NamedTuple):
     user_rows: Int64  # [e]
     item_rows: Int32  # [e]
     values: Float32  # [e]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RatingDeltas:
-    """Ratings before and after one apply; NaN stands for no rating. At most one record per pair."""
-
-    user_rows: Int64  # [k], ascending
-    item_rows: Int64  # [k]
-    old: Float32  # [k]
-    new: Float32  # [k]
-
-    def __len__(self) -> int:
-        return len(self.user_rows)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Delta:
-    """What one `GraphView.apply` changed, for models that maintain state over the view."""
-
-    from_version: int
-    to_version: int
-    ratings: RatingDeltas
-    users: Sequence[tuple[User | None, User]]  # (before, after); `after.deleted` for a removal
-    items: Sequence[tuple[Item | None, Item]]
-    pointers: Sequence[Pointer]
 
 
 Side: TypeAlias = tuple[Int64, Int32, dict[str, npt.NDArray[np.generic]]]

@@ -51,11 +51,12 @@ class Service:
         parts = [f"--- weft run\n{self.log}"]
         folders = {m[1] for p in self._seen if (m := re.search(r"--log_dir=(/\S+)", p.command))}
         for folder in sorted(folders):
-            for path in sorted(Path(folder).rglob("*")):
-                if path.match("serve/*.log") or path.match("worker-*.err"):
-                    text = path.read_text(encoding="utf-8", errors="replace")
-                    if text.strip():
-                        parts.append(f"--- {path.name}\n{text[-3000:]}")
+            found = [p for p in Path(folder).rglob("*") if p.match("serve/*.log") or p.match("worker-*.err")]
+            # A writer that was killed many times has as many logs: the last ones tell.
+            for path in sorted(found, key=lambda p: p.stat().st_mtime)[-12:]:
+                text = path.read_text(encoding="utf-8", errors="replace")
+                if len(text.splitlines()) > 2:  # more than Ray's two lines of who it is
+                    parts.append(f"--- {path.name}\n{text[-3000:]}")
         return "\n".join(parts)
 
     def client(self, **options: Any) -> WeftClient:
@@ -69,7 +70,8 @@ class Service:
         return found
 
     def writer_pid(self) -> int:
-        return int(self.status()["graph_state"]["pid"])
+        """Pid of the graph state process, as soon as one answers."""
+        return int(wait_until(lambda: self.status()["graph_state"].get("pid"), 20, "status of the writer"))
 
     def replica(self, deployment: str) -> Process:
         """The one replica of a deployment; Ray names its processes after what they run."""

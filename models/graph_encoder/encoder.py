@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graph.delta import Delta
 from graph.errors import InvalidInput, UnknownItem
-from graph.view import Delta, GraphView
+from graph.view import GraphView
 from models.graph_encoder.caller_graph import view_from_hetero
 from models.graph_encoder.checkpoint import load_checkpoint
 from models.graph_encoder.embedding_lru import EmbeddingLru

@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from graph.delta import Delta, RatingDeltas
 from graph.schema import Item
-from graph.view import Delta, GraphView, RatingDeltas
+from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor
 from models.graph_encoder.item_tables import item_tables
 from models.graph_encoder.numerics import Matrix, dense, grown, power, row_sums, segment_sums

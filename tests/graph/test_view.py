@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 
+from graph.delta import Delta
 from graph.errors import UnknownItem, UnknownUser
 from graph.schema import RATING_DTYPE, ChangeSet, Item, Memory, Pointer, User
-from graph.view import Delta, GraphView
+from graph.view import GraphView
 
 USERS, ITEMS = 12, 15
 

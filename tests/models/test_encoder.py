@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from graph.delta import Delta
 from graph.errors import InvalidInput, UnknownItem, UnknownUser
 from graph.schema import RATING_DTYPE, ChangeSet, Item, User
-from graph.view import Delta, GraphView
+from graph.view import GraphView
 from models.graph_encoder.benchmark import benchmark_encoder
 from models.graph_encoder.caller_graph import view_from_arrays, view_from_hetero
 from models.graph_encoder.checkpoint import save_checkpoint
