@@ -74,14 +74,14 @@ class _Client(asyncio.Protocol):
 
 def get(path: str) -> bytes:
     """A GET request, ready to be sent."""
-    return f"GET {path} HTTP/1.1\r\nHost: weft\r\nAccept: application/json\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n\r\n".encode()
 
 
 def post(path: str, body: object) -> bytes:
     """A POST request with a JSON body, ready to be sent."""
     content = json.dumps(body).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: weft\r\nContent-Type: application/json\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

@@ -91,7 +91,9 @@ class IngressDeployment:
         self._backend = HandleBackend(settings, encoder, retriever, keeper, state, store_id)
 
     def __serve_build_asgi_app__(self) -> Any:
-        return create_app(lambda: self._backend, max_body_bytes=self._settings.http.max_body_bytes)
+        return create_app(
+            lambda: self._backend, max_body_bytes=self._settings.http.max_body_bytes, loopback_only=True
+        )
 
 
 def _check_bind_address() -> None:

@@ -12,6 +12,9 @@ from graph.errors import Overloaded, Unavailable, WeftError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_PASSING = (ConnectionError, TimeoutError)
+"""What the other side raises by being away or slow: the same request may succeed later."""
+
 
 class Coalescer(Generic[Item, Result]):
     """Turns many concurrent `call(item)` into few `send([items])`.
@@ -19,8 +22,9 @@ class Coalescer(Generic[Item, Result]):
     `send` takes up to `max_batch` items, in order of arrival, and answers one result per item, in that order;
     an `Exception` in place of a result is raised in the caller of that item alone. When `send` itself fails,
     or takes longer than `send_timeout_s`, its batch fails and no other. An error that is no `WeftError`
-    reaches callers as `translate(error)`, by default a retryable `Unavailable` that does not carry its text,
-    with the error as its `__cause__`.
+    reaches callers as `translate(error)`. By default that is a retryable `Unavailable` for a timeout or a
+    broken connection and, for anything else, a plain `WeftError` that says: a defect, do not repeat. Neither
+    carries the error's text; both have it as their `__cause__`.
 
     At most `max_in_flight` sends run at a time. At most `max_waiting` items wait for one; the next call
     raises `Overloaded`. Callers that gave up (cancelled, or past their deadline) leave the queue at once and
@@ -48,7 +52,7 @@ class Coalescer(Generic[Item, Result]):
         self._max_in_flight = max_in_flight
         self._max_waiting = max_waiting
         self._send_timeout_s = send_timeout_s
-        self._translate = translate or self._unavailable
+        self._translate = translate or self._unexpected
         self._name = name
         # Ordered by arrival; a dict, so that a caller who gives up leaves in O(1) and frees its place.
         self._waiting: dict[asyncio.Future[Result], Item] = {}
@@ -159,7 +163,11 @@ class Coalescer(Generic[Item, Result]):
     def _typed(self, error: Exception) -> Exception:
         return error if isinstance(error, WeftError) else self._translate(error)
 
-    def _unavailable(self, error: Exception) -> Exception:
-        failure = Unavailable(f"{self._name} failed; repeat the request")
+    def _unexpected(self, error: Exception) -> Exception:
+        failure: WeftError
+        if isinstance(error, _PASSING):
+            failure = Unavailable(f"{self._name} failed; repeat the request")
+        else:
+            failure = WeftError(f"{self._name} failed on an unexpected {type(error).__name__}")
         failure.__cause__ = error
         return failure

@@ -10,23 +10,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from graph.errors import WeftError
+from deployments.encoder_pointers import ACTIVE, CANDIDATE, digest_of
+from graph.errors import Corrupt, NotYet, Unavailable, WeftError
 from graph.view import GraphView
+from models.graph_encoder.checkpoint import Checkpoint, load_checkpoint
 
 log = logging.getLogger(__name__)
 
-SCOPE, ACTIVE, CANDIDATE = "encoder", "active", "candidate"
-
 G = TypeVar("G")
 
+_RETRY_S = 5.0
 
-def digest_of(view: GraphView, name: str) -> str | None:
-    """Digest that the pointer `name` holds, if any."""
-    pointer = view.pointer(SCOPE, name)
-    digest = None if pointer is None else pointer.value.get("digest")
-    return str(digest) if digest else None
+
+def load_generation(folder: Path, digest: str) -> Checkpoint:
+    """The encoder in `folder/digest`; raises Corrupt for one that is damaged or goes by another's name."""
+    checkpoint = load_checkpoint(folder / digest)
+    if not digest or not checkpoint.digest.startswith(digest):
+        raise Corrupt(f"{folder / digest} holds encoder {checkpoint.digest[:16]}: give it that name")
+    return checkpoint
 
 
 class Generations(Generic[G]):
@@ -54,6 +58,14 @@ class Generations(Generic[G]):
     def awaits(self, digest: str) -> bool:
         """Whether that generation is being built."""
         return digest in self._tasks
+
+    def absence(self) -> WeftError:
+        """Why there is no active generation."""
+        if self._wanted is None:
+            return Unavailable("no encoder is active: train one with `weft train`")
+        if self._wanted in self._failed:
+            return Unavailable(f"encoder {self._wanted} cannot be loaded: see the log of this replica")
+        return NotYet(f"encoder {self._wanted} is being loaded")
 
     def loaded(self) -> tuple[str, ...]:
         return tuple(self._loaded)
@@ -85,17 +97,26 @@ class Generations(Generic[G]):
     async def _load(self, digest: str) -> None:
         try:
             self._loaded[digest] = await self._build(digest)
-        except WeftError as error:
+        except Exception as error:
             # The replica goes on with what it has; whoever asked for this encoder reads it in the reports.
             self._failed.add(digest)
-            log.error("encoder %s cannot be used: %s", digest[:12], error.message)
+            defect = None if isinstance(error, WeftError) else error
+            log.error("encoder %s cannot be used: %s", digest[:12], error, exc_info=defect)
+            if digest == self._wanted:
+                # Nothing else would ever try again: the directory may appear, a replica come back.
+                asyncio.get_running_loop().call_later(_RETRY_S, self._retry, digest)
         else:
             log.info("encoder %s is loaded", digest[:12])
+            self._failed.discard(digest)
             self._flip()
         finally:
             # After a restart the name belongs to another task.
             if self._tasks.get(digest) is asyncio.current_task():
                 del self._tasks[digest]
+
+    def _retry(self, digest: str) -> None:
+        if digest == self._wanted and digest not in self._loaded and digest not in self._tasks:
+            self._tasks[digest] = asyncio.create_task(self._load(digest))
 
     def _flip(self) -> None:
         if self._wanted is None or self._wanted not in self._loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from graph.schema import ALL_KINDS, ChangeSet, Kind, WriteRequest
 NAMESPACE = "weft"
 ACTOR_NAME = "graph_state"
 _RETRY_S = 0.1
+_STATUS_TIMEOUT_S = 10.0
+_RECOVERY_TIMEOUT_S = 300.0
+
+log = logging.getLogger(__name__)
 
 
 class GraphStateClient(Protocol):
@@ -136,7 +141,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
     domain = sorted(Path(graph.__file__).parent.glob("*.py"))
-    for path in (here / "graph_state.py", here / "settings.py", *domain):
+    for path in (here / "graph_state.py", here / "settings.py", here / "encoder_pointers.py", *domain):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -147,15 +152,8 @@ def start_graph_state(settings: Settings) -> None:
     The only place that creates the actor. Blocks until it has recovered; raises what its start raised.
     """
     wanted = hashlib.sha256((code_version() + settings.model_dump_json()).encode()).hexdigest()[:16]
-    try:
-        actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
-        found = ray.get(actor.status.remote(), timeout=60)["code_version"]
-        if found == wanted:
-            return
-        ray.get(actor.close.remote(), timeout=60)
-        ray.kill(actor)
-    except (ValueError, RayError):
-        pass  # no such actor, or one that no longer answers: `get_if_exists` settles which
+    if _usable(wanted):
+        return
     actor = (
         ray.remote(GraphState)
         .options(
@@ -170,4 +168,22 @@ def start_graph_state(settings: Settings) -> None:
         )
         .remote(settings, wanted)
     )
-    ray.get(actor.ping.remote())
+    ray.get(actor.ping.remote(), timeout=_RECOVERY_TIMEOUT_S)
+
+
+def _usable(wanted: str) -> bool:
+    """Whether the actor that is there runs `wanted` and takes writes; any other is ended."""
+    try:
+        actor = ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
+    except ValueError:
+        return False
+    try:
+        status = ray.get(actor.status.remote(), timeout=_STATUS_TIMEOUT_S)
+        if status["code_version"] == wanted and not status["closed"]:
+            return True
+        ray.get(actor.close.remote(), timeout=_RECOVERY_TIMEOUT_S)
+    except RayError as error:
+        # Hung, broken or too old to ask: nothing is lost with it, the store has every acknowledged write.
+        log.warning("the graph state that was there is replaced: %s", error)
+    ray.kill(actor)
+    return False

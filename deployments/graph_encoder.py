@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from deployments.encoder_pointers import SCOPE
 from deployments.following import Follower
-from deployments.generations import SCOPE, Generations
+from deployments.generations import Generations, load_generation
 from deployments.graph_client import GraphStateClient
 from deployments.messages import (
     Int64,
@@ -26,14 +27,15 @@ from deployments.messages import (
     UserVector,
 )
 from deployments.settings import Settings
-from graph.errors import InvalidInput, NotFound, NotYet, Unavailable, UnknownEncoder, WeftError
+from graph.errors import InvalidInput, NotFound, NotYet, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item, User
 from graph.view import GraphView
-from models.graph_encoder.checkpoint import load_checkpoint
 from models.graph_encoder.features import extractor_from_config
 from models.graph_encoder.incremental import LinearState
 
 log = logging.getLogger(__name__)
+
+_PULL_BYTES = 3 << 20  # a message of the default gRPC settings has 4 MiB
 
 
 @dataclass(slots=True)
@@ -86,6 +88,8 @@ class GraphEncoder:
             generation.apply(changes)
         if active is None:
             self._idle_view.apply(changes)
+        elif self._idle_view.version:
+            self._idle_view = GraphView()  # an encoder came: every generation has a view of its own
         if any(p.scope == SCOPE for p in changes.pointers):
             self._generations.follow(self.view)
 
@@ -101,7 +105,7 @@ class GraphEncoder:
         contents = self.view.contents()
 
         def build() -> _Generation:
-            checkpoint = load_checkpoint(self._settings.encoder_dir / digest)
+            checkpoint = load_generation(self._settings.encoder_dir, digest)
             view = GraphView.from_contents(contents)
             extractor = extractor_from_config(checkpoint.parameters.features)
             return _Generation(digest, view, LinearState(checkpoint.parameters, extractor, view))
@@ -121,8 +125,7 @@ class GraphEncoder:
         """What each query's user is like, in this replica's version; NotYet where that is too old."""
         active = self._generations.active
         if active is None:
-            missing = Unavailable("no encoder is active: train one with `weft train`")
-            return [missing for _ in queries]
+            return [self._generations.absence() for _ in queries]
         answers: list[UserVector | WeftError] = []
         rows: list[int] = []
         for query in queries:
@@ -189,7 +192,7 @@ class GraphEncoder:
         state = generation.state
         changed = state.changed_since(since) if rows is None else rows[rows < state.num_item_rows]
         changed = changed[changed > after_row]
-        limit = self._settings.retriever.pull_rows
+        limit = min(self._settings.retriever.pull_rows, _PULL_BYTES // (8 * state.parameters.dim + 16))
         part = changed[:limit]
         return ItemVectors(
             part,
@@ -207,7 +210,7 @@ class GraphEncoder:
         """The vector of a user or an item, without the items' bias."""
         active = self._generations.active
         if active is None:
-            return Unavailable("no encoder is active: train one with `weft train`")
+            return self._generations.absence()
         try:
             self._check_version(min_version)
         except NotYet as error:

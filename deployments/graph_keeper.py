@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 import ray
 from ray._private.state import actors
 
-from deployments.generations import ACTIVE, CANDIDATE, SCOPE
+from deployments.encoder_pointers import ACTIVE, CANDIDATE, SCOPE
+from deployments.generations import load_generation
 from deployments.graph_client import ACTOR_NAME, NAMESPACE, RemoteGraphState, start_graph_state
 from deployments.graph_state import FollowerReport
 from deployments.messages import EncoderInfo
 from deployments.settings import Settings
-from graph.errors import Conflict, Corrupt, Unavailable, UnknownEncoder, WeftError
+from graph.errors import Conflict, Corrupt, InvalidInput, Unavailable, UnknownEncoder, WeftError
 from graph.schema import PutPointer, WriteRequest, WriteResult
-from models.graph_encoder.checkpoint import load_checkpoint
 
 log = logging.getLogger(__name__)
 
 ACTIVATION_TIMEOUT_S = 120.0
 _POLL_S = 0.05
-_FOLLOWING_KINDS = frozenset(("graph_encoder", "retriever"))
 
 
 class GraphKeeper:
@@ -123,7 +124,7 @@ class GraphKeeper:
         found: list[EncoderInfo] = []
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             try:
-                checkpoint = await asyncio.to_thread(load_checkpoint, path)
+                checkpoint = await asyncio.to_thread(load_generation, folder, path.name)
             except WeftError as error:
                 log.warning("%s is no encoder: %s", path, error.message)
                 continue
@@ -150,27 +151,54 @@ class GraphKeeper:
             raise UnknownEncoder(
                 f"no encoder {digest[:80]!r} in {self._settings.encoder_dir}: see GET /v1/encoders"
             )
-        await asyncio.to_thread(load_checkpoint, path)  # refuse a damaged one before any replica is asked
-        await self._point(CANDIDATE, digest)
+        try:
+            # Refuse a damaged one before any replica is asked.
+            await asyncio.to_thread(load_generation, self._settings.encoder_dir, digest)
+        except Corrupt as error:
+            raise InvalidInput(error.message, param="digest") from error
+        candidate = await self._point(CANDIDATE, digest)
         deadline = time.monotonic() + ACTIVATION_TIMEOUT_S
         try:
-            while not all(digest in f.generations for f in await self._replicas()):
-                if any(digest in f.failed for f in await self._replicas()):
-                    raise Corrupt(f"encoder {digest[:12]} cannot be loaded: see the replicas' logs")
+            while not self._everywhere(
+                loaded := [r for r in await self._reports(candidate.version) if digest in r.generations]
+            ):
+                if any(digest in r.failed for r in await self._reports(candidate.version)):
+                    raise InvalidInput(f"encoder {digest} cannot be loaded: see the log", param="digest")
                 if time.monotonic() > deadline:
                     raise Unavailable(
-                        f"encoder {digest[:12]} was not ready on every replica in time; nothing changed"
+                        f"encoder {digest} was ready on {len(loaded)} replicas only; nothing changed"
                     )
                 await asyncio.sleep(_POLL_S)
         except WeftError:
-            await self._point(CANDIDATE, None)
+            await self._withdraw_candidate()
             raise
         result = await self._point(ACTIVE, digest)
-        while any(f.version < result.version for f in await self._replicas()):
+        # It is active; a replica that lags beyond the deadline answers with the old one a little longer.
+        while not self._everywhere(await self._reports(result.version)):
             if time.monotonic() > deadline:
-                break  # it is active; a replica that lags answers with the old one a little longer
+                break
             await asyncio.sleep(_POLL_S)
         return result
+
+    async def _withdraw_candidate(self) -> None:
+        try:
+            await self._point(CANDIDATE, None)
+        except WeftError as error:
+            # Replicas hold a generation too many until the next activation; what failed before matters more.
+            log.warning("the candidate could not be withdrawn: %s", error.message)
+
+    async def _reports(self, version: int) -> list[FollowerReport]:
+        """What followers say that have applied `version`: older reports know nothing of what it changed."""
+        return [r for r in await self._state.reports() if r.version >= version]
+
+    def _everywhere(self, reports: Sequence[FollowerReport]) -> bool:
+        """Whether as many replicas reported as are configured, of either kind."""
+        kinds = Counter(r.kind for r in reports)
+        settings = self._settings
+        return (
+            kinds["graph_encoder"] >= settings.graph_encoder.num_replicas
+            and kinds["retriever"] >= settings.retriever.num_replicas
+        )
 
     async def _point(self, name: str, digest: str | None) -> WriteResult:
         pointer = PutPointer(SCOPE, name, {"digest": digest})
@@ -178,6 +206,3 @@ class GraphKeeper:
         if isinstance(outcome, WeftError):
             raise outcome
         return outcome
-
-    async def _replicas(self) -> list[FollowerReport]:
-        return [f for f in await self._state.reports() if f.kind in _FOLLOWING_KINDS]

@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from deployments.generations import ACTIVE, CANDIDATE, digest_of
+from sqlalchemy.exc import SQLAlchemyError
+
+from deployments.encoder_pointers import ACTIVE, CANDIDATE, digest_of
 from deployments.settings import Settings
 from graph.errors import Overloaded, SnapshotRequired, Unavailable, WeftError
 from graph.lock import StoreLock
@@ -66,6 +68,10 @@ class _Waiting:
     done: asyncio.Future[list[Outcome]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+
+def _operations(waiting: _Waiting) -> int:
+    return sum(len(request.operations) for request in waiting.requests)
 
 
 class GraphState:
@@ -126,12 +132,14 @@ class GraphState:
     async def _drain(self) -> None:
         while self._queue:
             group = [self._queue.popleft()]
-            size = len(group[0].requests)
-            while self._queue and size + len(self._queue[0].requests) <= self._limits.max_group:
+            operations = _operations(group[0])
+            while (
+                self._queue and operations + _operations(self._queue[0]) <= self._limits.max_group_operations
+            ):
                 group.append(self._queue.popleft())
-                size += len(group[-1].requests)
-            self._queued -= size
+                operations += _operations(group[-1])
             requests = [r for waiting in group for r in waiting.requests]
+            self._queued -= len(requests)
             try:
                 committed = await self._on_writer_thread(self._writer.commit, requests)
             except (Fenced, ApplyFailed) as error:
@@ -252,6 +260,7 @@ class GraphState:
             "horizon": head.horizon,
             "snapshot_version": self._snapshot_version,
             "code_version": self.code_version,
+            "closed": self._closed,
             "pid": os.getpid(),
             "users": view.num_users,
             "items": view.num_items,
@@ -295,7 +304,7 @@ class GraphState:
     async def _snapshot_logged(self) -> None:
         try:
             await self.snapshot()
-        except (OSError, WeftError) as error:
+        except (OSError, SQLAlchemyError, WeftError) as error:
             # The store is complete without it; the next commit tries again.
             log.error("no snapshot could be written: %s", error)
 
@@ -304,13 +313,15 @@ class GraphState:
         if self._closed:
             return
         self._closed = True
-        if self._draining is not None:
-            await self._draining
-        if self._snapshotting is not None:
-            await self._snapshotting
-        if self._head > self._snapshot_version:
-            await self._snapshot_logged()
-        self._thread.shutdown()
-        self._store.close()
-        self._lock.release()
+        try:
+            if self._draining is not None:
+                await self._draining
+            if self._snapshotting is not None:
+                await self._snapshotting
+            if self._head > self._snapshot_version:
+                await self._snapshot_logged()
+        finally:
+            self._thread.shutdown()
+            self._store.close()
+            self._lock.release()
         log.info("closed at version %d", self._head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
@@ -20,7 +21,7 @@ async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
         raise Overloaded("too many requests are waiting; try again shortly") from error
     except RayTaskError:
         raise  # a defect in the callee, not its absence
-    except (RayServeException, RayError) as error:
+    except (RayServeException, RayError, AioRpcError) as error:
         raise Unavailable(f"a part of the service is restarting ({type(error).__name__})") from error
 
 

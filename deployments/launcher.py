@@ -109,6 +109,8 @@ def proxy_environment(folder: Path, http_port: int) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Many users with many items each in one answer: 27 with 1,000 reach gRPC's own limit of 4 MiB.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
         # Replicas answer users: Ray would run them at nice 15, behind everything else on the machine.
         "RAY_worker_niceness": "0",
     }

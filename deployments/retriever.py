@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deployments.encoder_pointers import SCOPE
 from deployments.following import Follower
-from deployments.generations import SCOPE, Generations
+from deployments.generations import Generations, load_generation
 from deployments.graph_client import GraphStateClient
 from deployments.messages import (
     Int64,
@@ -30,7 +31,6 @@ from graph.delta import Delta
 from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item
 from graph.view import GraphView
-from models.graph_encoder.checkpoint import load_checkpoint
 from models.ranking import RankQuery, RankResult
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Retriever:
     # --------------------------------------------------------------------------------- following the vectors
 
     async def _build(self, digest: str) -> RankedItems:
-        checkpoint = await asyncio.to_thread(load_checkpoint, self._settings.encoder_dir / digest)
+        checkpoint = await asyncio.to_thread(load_generation, self._settings.encoder_dir, digest)
         generation = RankedItems(digest, checkpoint)
         # Not before the encoder knows of this generation: until then it cannot say whether there is one.
         await self._pull(generation, self._view.version)
@@ -169,7 +169,9 @@ class Retriever:
             generation.take(piece, self._view)
         if pieces:
             # Rows changed between two pieces come again with the next pull.
-            generation.version = max(since, min(p.version for p in pieces))
+            upto = max(since, min(p.version for p in pieces))
+            # Lowered meanwhile: a commit brought older vectors, and what changed after them must come again.
+            generation.version = min(generation.version, upto) if generation.version < since else upto
 
     async def _fetch(
         self,
@@ -243,7 +245,7 @@ class Retriever:
         """Items whose vectors point the same way, by cosine."""
         generation = self._generations.active
         if generation is None:
-            return Unavailable("no encoder is active: train one with `weft train`")
+            return self._generations.absence()
         try:
             self._check_version(min_version)
             row = self._view.item(item_id).row

@@ -14,6 +14,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from graph.schema import MAX_ROWS_PER_WRITE
+
 Cpus = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -61,7 +63,11 @@ class GraphStateSettings(_Group):
 
     num_cpus: Cpus = Field(0.1, description="CPUs claimed from Ray.")
     max_queued_writes: int = Field(10_000, ge=1, description="Writes waiting beyond this answer 429.")
-    max_group: int = Field(512, ge=1, description="Requests that share one transaction at most.")
+    max_group_operations: int = Field(
+        MAX_ROWS_PER_WRITE,
+        ge=1,
+        description="Operations of waiting writes that share one transaction at most.",
+    )
     ring_versions: int = Field(20_000, ge=1, description="Commits kept in memory for followers.")
     ring_rows: int = Field(500_000, ge=1, description="Rows those commits hold at most.")
     snapshot_every_versions: int = Field(50_000, ge=1, description="Versions between two snapshots.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deployments.client import WeftClient
 from deployments.client_calls import Written
-from deployments.generations import ACTIVE, SCOPE, digest_of
+from deployments.encoder_pointers import ACTIVE, SCOPE, digest_of
 from deployments.settings import Settings
 from graph.errors import Conflict, WeftError
 from graph.lock import StoreLock, read_holder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,9 @@ import numpy as np
 
 from graph.errors import InvalidInput, NotFound, UnknownItem, UnknownRating, UnknownUser
 from graph.schema import (
+    ID_RULE,
+    LABEL_RULE,
     MAX_ATTRIBUTES,
-    MAX_ID_CHARS,
     MAX_ROWS_PER_WRITE,
     MAX_TAG_CHARS,
     MAX_TAGS,
@@ -20,6 +22,7 @@ from graph.schema import (
     RATING_DTYPE,
     RATING_HIGH,
     RATING_LOW,
+    TEXT_RULE,
     Attributes,
     ChangeSet,
     DeleteItem,
@@ -37,6 +40,9 @@ from graph.schema import (
     PutUser,
     User,
     WriteRequest,
+    is_id,
+    is_label,
+    is_text,
 )
 from graph.view import GraphView
 
@@ -234,7 +240,8 @@ class Plan:
         pair = (user.row, item.row)
         old_value, old_timestamp = self._rating(pair)
         value = float(np.float32(value))  # what the view and the store can hold
-        if value == old_value and timestamp in (0, old_timestamp):
+        timestamp = timestamp or old_timestamp
+        if (value, timestamp) == (old_value, old_timestamp):
             return
         self._now.ratings[pair] = (value, timestamp, self._version)
 
@@ -251,7 +258,7 @@ class Plan:
 
     def _put_user(self, user_id: str, attributes: Attributes) -> User:
         before = self._user(user_id)
-        if before is not None and before.attributes == attributes:
+        if before is not None and _same(before.attributes, attributes):
             return before
         if before is None:
             row = self._now.next_user
@@ -307,7 +314,7 @@ class Plan:
             raise InvalidInput(
                 f"a memory has 1 to {MAX_TEXT_CHARS} characters, got {len(operation.text)}", param="text"
             )
-        _check_unicode("text", operation.text)
+        _check_text(operation.text, "text")
         user = self._user(operation.user_id)
         if user is None:
             raise UnknownUser(f"no user {operation.user_id!r}: create it first", param="user_id")
@@ -333,68 +340,63 @@ class Plan:
         self._now.memory_ids[memory_id] = None
 
 
+def _same(before: Attributes, after: Attributes) -> bool:
+    # Python takes 1, 1.0 and True for equal; an encoder's features do not.
+    return json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
+
+
 def _checked_id(value: str, param: str) -> str:
-    if (
-        not 1 <= len(value) <= MAX_ID_CHARS
-        or value != value.strip()
-        or "/" in value
-        or not value.isprintable()
-    ):
-        raise InvalidInput(
-            f"{param} {value[:MAX_ID_CHARS]!r}: 1 to {MAX_ID_CHARS} printable characters, no '/', no space "
-            "at either end",
-            param=param,
-        )
+    if not is_id(value):
+        raise InvalidInput(f"{param} {value[:80]!r} is refused: {ID_RULE}", param=param)
     return value
 
 
 def _check_item(item: PutItem) -> None:
     _checked_id(item.item_id, "item_id")
-    if len(item.title) > MAX_TITLE_CHARS:
+    if not is_label(item.title, MAX_TITLE_CHARS):
         raise InvalidInput(
-            f"a title has at most {MAX_TITLE_CHARS} characters, got {len(item.title)}", param="title"
+            f"title {item.title[:80]!r}: a title has 1 to {MAX_TITLE_CHARS} characters and {LABEL_RULE}",
+            param="title",
         )
-    if len(item.text) > MAX_TEXT_CHARS:
-        raise InvalidInput(
-            f"a text has at most {MAX_TEXT_CHARS} characters, got {len(item.text)}", param="text"
-        )
-    if len(item.tags) > MAX_TAGS or any(not 0 < len(tag) <= MAX_TAG_CHARS for tag in item.tags):
-        raise InvalidInput(f"at most {MAX_TAGS} tags of 1 to {MAX_TAG_CHARS} characters each", param="tags")
+    _check_text(item.text, "text")
+    if len(item.tags) > MAX_TAGS:
+        raise InvalidInput(f"at most {MAX_TAGS} tags, got {len(item.tags)}", param="tags")
+    for tag in item.tags:
+        if not is_label(tag, MAX_TAG_CHARS):
+            raise InvalidInput(
+                f"tag {tag[:80]!r}: a tag has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}", param="tags"
+            )
     if item.year is not None and not -9999 <= item.year <= 9999:
         raise InvalidInput(f"year {item.year}: a number from -9999 to 9999", param="year")
 
-    _check_unicode("title", item.title)
-    _check_unicode("text", item.text)
-    _check_unicode("tags", *item.tags)
 
-
-def _check_unicode(param: str, *texts: str) -> None:
-    # No database takes it, and the error would be that of the whole group.
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError:
+def _check_text(text: str, param: str) -> None:
+    # No database takes the rest, and the error would be that of the whole group.
+    if not is_text(text):
         raise InvalidInput(
-            f"{param} holds half of a surrogate pair: send valid Unicode", param=param
-        ) from None
+            f"{param} of {len(text)} characters: a text has at most {MAX_TEXT_CHARS} and {TEXT_RULE}",
+            param=param,
+        )
 
 
 def _checked_attributes(attributes: Attributes) -> Attributes:
     if len(attributes) > MAX_ATTRIBUTES:
         raise InvalidInput(f"at most {MAX_ATTRIBUTES} attributes, got {len(attributes)}", param="attributes")
     for name, value in attributes.items():
-        texts = [name, *(value if isinstance(value, list) else [value] if isinstance(value, str) else [])]
-        if (
-            any(not isinstance(t, str) or len(t) > MAX_TITLE_CHARS for t in texts)
-            or len(texts) > MAX_TAGS + 1
-        ):
+        if not is_label(name, MAX_TAG_CHARS):
             raise InvalidInput(
-                f"attribute {name[:64]!r}: names and texts have at most {MAX_TITLE_CHARS} characters, "
-                f"lists at most {MAX_TAGS} texts",
+                f"attribute {name[:64]!r}: a name has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}",
                 param="attributes",
             )
-        _check_unicode("attributes", *texts)
-        if isinstance(value, float) and not math.isfinite(value):
+        texts = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+        if len(texts) > MAX_TAGS or any(
+            not isinstance(text, str) or not is_text(text, MAX_TITLE_CHARS) for text in texts
+        ):
             raise InvalidInput(
-                f"attribute {name[:64]!r}: {value!r} is not a finite number", param="attributes"
+                f"attribute {name!r}: a text has at most {MAX_TITLE_CHARS} characters and {TEXT_RULE}; "
+                f"a list has at most {MAX_TAGS} texts",
+                param="attributes",
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"attribute {name!r}: {value!r} is not a finite number", param="attributes")
     return dict(attributes)

@@ -11,6 +11,7 @@ tail and a catch-up scan share one type.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -37,6 +38,34 @@ MAX_TAG_CHARS = 64
 MAX_ATTRIBUTES = 64
 MAX_ROWS_PER_WRITE = 5_000
 """Rows that one write request, hence one version, may carry."""
+
+_CONTROL = r"\x00-\x1f\x7f-\x9f"  # Unicode category Cc
+_SURROGATES = r"\ud800-\udfff"  # halves of a character: they have no UTF-8 form
+_ID = re.compile(rf"(?!\.{{1,2}}\Z)(?=\S)[^/{_CONTROL}{_SURROGATES}]{{1,{MAX_ID_CHARS}}}(?<=\S)")
+_NOT_IN_LABELS = re.compile(f"[{_CONTROL}{_SURROGATES}]")
+_NOT_IN_TEXTS = re.compile(f"[\\x00{_SURROGATES}]")
+
+ID_RULE = (
+    f"an id has 1 to {MAX_ID_CHARS} characters, no '/', no control characters, no whitespace at either end, "
+    "and is neither '.' nor '..'"
+)
+LABEL_RULE = "must not be blank or hold control characters or half of a surrogate pair"
+TEXT_RULE = "must not hold the character U+0000 or half of a surrogate pair"
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` may name a node: it is one segment of a URL path, and trimming does not change it."""
+    return _ID.fullmatch(text) is not None
+
+
+def is_label(text: str, max_chars: int) -> bool:
+    """Whether `text` may be a title, a tag or the name of an attribute."""
+    return 0 < len(text) <= max_chars and not text.isspace() and _NOT_IN_LABELS.search(text) is None
+
+
+def is_text(text: str, max_chars: int = MAX_TEXT_CHARS) -> bool:
+    """Whether `text` may be stored as free text: line breaks are welcome, what no database takes is not."""
+    return len(text) <= max_chars and _NOT_IN_TEXTS.search(text) is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +301,8 @@ class Idempotency:
     scope: str
     key: str
     digest: str
+    ttl_s: float = 24 * 3600.0
+    keep_unchanged: bool = True  # remember also a write that changed nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,8 @@ class GraphStore:
                 for r in idempotency
             ]
             self._upsert(connection, tables.idempotency, records)
+            if records:
+                self._forget_expired(connection, 2 * len(records) + 10)
 
     def purge(self, epoch: int, upto: int) -> int:
         """Drop tombstones of versions up to `upto` and expired idempotency keys; returns rows dropped.
@@ -195,8 +197,7 @@ class GraphStore:
             for table in (tables.users, tables.items, tables.ratings, tables.memories, tables.pointers):
                 gone = connection.execute(delete(table).where(table.c.deleted, table.c.version <= upto))
                 dropped += gone.rowcount
-            expired = tables.idempotency.c.expires_at <= time.time()
-            dropped += connection.execute(delete(tables.idempotency).where(expired)).rowcount
+            dropped += self._forget_expired(connection)
         return dropped
 
     # ------------------------------------------------------------------------------------------- reading
@@ -315,6 +316,14 @@ class GraphStore:
             rest = {c.name: fresh.excluded[c.name] for c in table.columns if c.name not in keys}
             statement = self._upserts[table] = fresh.on_conflict_do_update(index_elements=keys, set_=rest)
         connection.execute(statement, values)  # type: ignore[call-overload]
+
+    @staticmethod
+    def _forget_expired(connection: Connection, limit: int | None = None) -> int:
+        """Drop expired idempotency keys, at most `limit`: commits drop more than they add, yet stay short."""
+        t = tables.idempotency.c
+        expired = select(t.scope, t.key).where(t.expires_at <= time.time()).limit(limit)
+        gone = connection.execute(delete(tables.idempotency).where(tuple_(t.scope, t.key).in_(expired)))
+        return gone.rowcount
 
     @staticmethod
     def _rows_since(

@@ -17,8 +17,6 @@ from graph.view import GraphView
 
 log = logging.getLogger(__name__)
 
-IDEMPOTENCY_TTL_S = 24 * 3600.0
-
 
 class ApplyFailed(RuntimeError):
     """The store holds a commit that the view could not apply: only a restart from the store helps."""
@@ -93,8 +91,8 @@ class GraphWriter:
             version += changed > 0
             outcomes.append(WriteResult(version, changed))
             key = request.idempotency
-            if key is not None:
-                records.append(IdempotencyRecord(key, version, changed, time.time() + IDEMPOTENCY_TTL_S))
+            if key is not None and (changed or key.keep_unchanged):
+                records.append(IdempotencyRecord(key, version, changed, time.time() + key.ttl_s))
                 known[key.scope, key.key] = Remembered(key.digest, version, changed)
         if version == head.version and not records:
             return Committed(tuple(outcomes), ())

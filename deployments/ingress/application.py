@@ -34,14 +34,17 @@ def create_app(
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
     remembered_nodes: int = 100_000,
+    loopback_only: bool = False,
     version: str = "0.1.0",
 ) -> FastAPI:
     """The application over a backend, which is made when the first request needs it.
 
     `remembered_nodes`: users, and as many items, whose latest acknowledged version this replica keeps.
+    `loopback_only`: answer requests that name this machine in `Host`, and take writes from web pages of this
+    machine alone; for a service that has no other protection.
     """
     service = Service(backend_factory, remembered_nodes)
-    app = _Application(service, max_body_bytes, version)
+    app = _Application(service, max_body_bytes, loopback_only, version)
     for module in (recommendations, ratings, users, items, nodes, encoders, operations):
         app.include_router(module.router)
     return app
@@ -50,7 +53,7 @@ def create_app(
 class _Application(FastAPI):
     """FastAPI inside the edge, without the error layers of its own that would answer in another shape."""
 
-    def __init__(self, service: Service, max_body_bytes: int, version: str) -> None:
+    def __init__(self, service: Service, max_body_bytes: int, loopback_only: bool, version: str) -> None:
         super().__init__(
             title="Weft",
             version=version,
@@ -60,7 +63,7 @@ class _Application(FastAPI):
             responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
         )
         self.state.service = service
-        self._edge = Edge(self._routed, service, max_body_bytes)
+        self._edge = Edge(self._routed, service, max_body_bytes, loopback_only)
         self._allowed: list[tuple[Any, list[str]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The outermost layer, pure ASGI: request ids, the size of bodies, errors, and the two hottest routes.
+"""The outermost layer, pure ASGI: request ids, foreign pages, the size of bodies, errors, the hottest routes.
 
 FastAPI spends some 100 microseconds of CPU on a request before the route's first line. On two cores that is
 the ceiling of the service, so `/livez` and the recommendations of one user are answered here, by the same
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.ingress.errors import Failure, failure_of
 from deployments.ingress.exchange import Exchange, Service
+from deployments.ingress.loopback import LoopbackOnly
 from deployments.ingress.operations import alive
 from deployments.ingress.recommendations import recommend_user
 
@@ -29,12 +30,18 @@ _JSON = (b"content-type", b"application/json")
 
 
 class Edge:
-    """Wraps the application; every answer leaves through here with its `x-request-id`."""
+    """Wraps the application; every answer leaves through here with its `x-request-id`.
 
-    def __init__(self, app: ASGIApp, service: Service, max_body_bytes: int) -> None:
+    `loopback_only`: refuse what does not come from this machine, see `LoopbackOnly`.
+    """
+
+    def __init__(
+        self, app: ASGIApp, service: Service, max_body_bytes: int, loopback_only: bool = False
+    ) -> None:
         self._app = app
         self._service = service
         self._max_body_bytes = max_body_bytes
+        self._loopback_only = LoopbackOnly() if loopback_only else None
         # A random start and a counter: unique without asking the system for randomness each time.
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count()
@@ -52,6 +59,8 @@ class Edge:
 
         answered = False
         try:
+            if self._loopback_only is not None:
+                self._loopback_only.check(scope["method"], headers)
             body = await self._hot(exchange)
             if body is None:
                 limited = self._limited(headers, receive)

@@ -33,6 +33,7 @@ _UNAVAILABLE = "a part of the service does not answer right now; repeat the requ
 _INTERNAL = "the service failed on this request; its log has the cause under this request id"
 
 _TYPES = {
+    403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
     429: "rate_limit_error",
@@ -99,10 +100,10 @@ def failure(
     """Build a failure; for a 5xx the message goes to the log and a fixed sentence to the client."""
     headers = dict(headers or {})
     if status >= 500:
-        if retryable:
-            logger.warning("request %s: %d %s: %s", request_id, status, code, message)
-        else:
-            logger.error("request %s: %d %s: %s", request_id, status, code, message, exc_info=cause)
+        # That a part is away needs no traceback; what took it away does, and so does every defect.
+        explained = cause if not retryable or (cause and cause.__cause__) else None
+        level = logging.WARNING if retryable else logging.ERROR
+        logger.log(level, "request %s: %d %s: %s", request_id, status, code, message, exc_info=explained)
         message = _HIDDEN.get(code, _UNAVAILABLE if retryable else _INTERNAL)
     if status in (429, 503):
         headers["retry-after"] = str(RETRY_AFTER_S)

@@ -55,7 +55,7 @@ class Exchange:
         return f"{self.backend.store_id}.{version}"
 
     def min_version(
-        self, token: str | None = None, *, user_id: str | None = None, item_id: str | None = None
+        self, token: str | None = None, *, user_id: str | None = None, item_ids: Iterable[str] = ()
     ) -> int:
         """What the views must have reached before this read is answered."""
         store_id = self.backend.store_id
@@ -66,7 +66,7 @@ class Exchange:
             version = required_version(store_id, sent, token)
         if user_id is not None:
             version = max(version, self.service.users.version_of(store_id, user_id))
-        if item_id is not None:
+        for item_id in item_ids:
             version = max(version, self.service.items.version_of(store_id, item_id))
         return version
 
@@ -75,7 +75,8 @@ class Exchange:
     ) -> tuple[dict[str, Any], int]:
         """The query's values and the version to wait for."""
         query = spec.parse(self.scope["query_string"])
-        return dict(query.values), self.min_version(query.token, user_id=user_id, item_id=item_id)
+        item_ids = () if item_id is None else (item_id,)
+        return dict(query.values), self.min_version(query.token, user_id=user_id, item_ids=item_ids)
 
     def refuse_query(self) -> None:
         refuse_query(self.scope["query_string"])

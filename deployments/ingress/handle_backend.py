@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, TypeVar
@@ -28,13 +28,14 @@ from deployments.messages import (
 )
 from deployments.settings import Settings
 from graph.errors import NotYet, Unavailable, WeftError
-from graph.schema import Idempotency, WriteRequest, WriteResult
+from graph.schema import RATING_HIGH, Idempotency, WriteRequest, WriteResult
 
 T = TypeVar("T")
 
 _STATUS_TIMEOUT_S = 2.0
 _RETRY_S = 0.01
 _WARM_UP_ROUNDS = 3
+_OWN_KEY_TTL_S = 600.0  # the ingress repeats a write for seconds, not for a day
 
 
 class HandleBackend:
@@ -50,14 +51,17 @@ class HandleBackend:
         store_id: str,
     ) -> None:
         self.store_id = store_id
-        self._warm = False
+        self._warm, self._warming = False, asyncio.Lock()
         self._limits = settings.ingress
         self._encoder, self._retriever, self._keeper, self._state = encoder, retriever, keeper, state
         self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
-            self._send_writes, max_batch=self._limits.max_batch
+            self._send_writes, max_batch=self._limits.max_batch, name="the write"
         )
         self._recommends: Coalescer[RecommendQuery, RecommendAnswer] = Coalescer(
-            self._send_recommends, max_batch=self._limits.max_batch, max_in_flight=2
+            self._send_recommends,
+            max_batch=self._limits.max_batch,
+            max_in_flight=2,
+            name="the recommendation",
         )
 
     # ------------------------------------------------------------------------------------------- writing
@@ -65,9 +69,9 @@ class HandleBackend:
     async def write(self, request: WriteRequest) -> WriteResult:
         if request.idempotency is None:
             # So that the call can be repeated when the writer dies between commit and answer.
-            key = Idempotency("ingress", uuid.uuid4().hex, "")
+            key = Idempotency("ingress", uuid.uuid4().hex, "", ttl_s=_OWN_KEY_TTL_S, keep_unchanged=False)
             request = replace(request, idempotency=key)
-        return await self._writes.call(request)
+        return await self._writes.call(request, timeout_s=self._limits.request_timeout_s)
 
     async def _send_writes(self, requests: list[WriteRequest]) -> list[Outcome]:
         return await self._state.write_through_restarts(requests, self._limits.request_timeout_s)
@@ -75,7 +79,8 @@ class HandleBackend:
     # ------------------------------------------------------------------------------------------- reading
 
     async def recommend(self, query: RecommendQuery) -> RecommendAnswer:
-        return await self._reading(lambda: self._recommends.call(query), query.min_version)
+        both = (self._encoder, self._retriever)
+        return await self._reading(lambda: self._recommends.call(query), query.min_version, both)
 
     async def _send_recommends(self, queries: list[RecommendQuery]) -> list[RecommendAnswer | WeftError]:
         answers: list[RecommendAnswer | WeftError] = await call(self._retriever, "recommend", queries)
@@ -114,9 +119,15 @@ class HandleBackend:
         return found
 
     async def _ask(self, handle: DeploymentHandle, min_version: int, method: str, *args: object) -> Any:
-        return await self._reading(lambda: answer(handle, method, *args, min_version), min_version)
+        waits_for = (handle,) if handle is self._encoder else (self._encoder, handle)
+        return await self._reading(lambda: answer(handle, method, *args, min_version), min_version, waits_for)
 
-    async def _reading(self, read: Callable[[], Awaitable[T]], min_version: int) -> T:
+    async def _reading(
+        self,
+        read: Callable[[], Awaitable[T]],
+        min_version: int,
+        waits_for: Sequence[DeploymentHandle],
+    ) -> T:
         """Read until the replicas have reached `min_version`; raises NotYet after the deadline.
 
         Replicas never wait inside a shared call, so the waiting is a long-poll of its own.
@@ -124,19 +135,20 @@ class HandleBackend:
         deadline = time.monotonic() + self._limits.min_version_timeout_s
         for attempt in count():
             try:
-                return await read()
+                async with asyncio.timeout(self._limits.request_timeout_s):
+                    return await read()
+            except TimeoutError:
+                raise Unavailable(
+                    f"no answer within {self._limits.request_timeout_s:g} s; repeat the request"
+                ) from None
             except NotYet:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise
-            await asyncio.gather(
-                call(self._encoder, "wait_for", min_version, left),
-                call(self._retriever, "wait_for", min_version, left),
-            )
+            await asyncio.gather(*(call(part, "wait_for", min_version, left) for part in waits_for))
             if attempt:
-                await asyncio.sleep(
-                    _RETRY_S
-                )  # another replica answers than waited, or a generation is missing
+                # Another replica answers than waited, or a generation is being loaded.
+                await asyncio.sleep(_RETRY_S)
         raise AssertionError("unreachable")
 
     # ---------------------------------------------------------------------------------------- operations
@@ -163,21 +175,20 @@ class HandleBackend:
             reasons["graph_encoder"] = "no encoder is active: train one with `weft train`"
         ready = all(checks.values())
         if ready and not self._warm:
-            await self._warm_up()
+            async with self._warming:
+                if not self._warm:
+                    await self._warm_up()
         return ready, {"checks": checks, "reasons": reasons}
 
     async def _warm_up(self) -> None:
-        """Go once through every hop and code path, so that the first user does not pay for it."""
-        users = await self.users(1, None, 0)
-        items = await self.items(1, None, 0)
-        user_ids = [r.user.user_id for r in users.records if isinstance(r, UserRecord)]
-        item_ids = [r.item.item_id for r in items.records if isinstance(r, ItemRecord)]
+        """Go through every hop and the whole ranking, so that the first user does not pay for it."""
+        page = await self.items(1, None, 0)
+        items = [r.item.item_id for r in page.records if isinstance(r, ItemRecord)]
         for _ in range(_WARM_UP_ROUNDS):
-            for user_id in user_ids:
-                await self.recommend(RecommendQuery(user_id))
-            for item_id in item_ids:
+            for item_id in items:
+                await self.recommend(RecommendQuery(session=((item_id, RATING_HIGH),)))
                 await self.similar(item_id, 1, (), (), 0)
-            await self.write(WriteRequest(()))  # changes nothing, but is committed with its key
+            await self.write(WriteRequest(()))  # changes nothing and leaves nothing
         self._warm = True
 
     async def status(self) -> dict[str, object]:

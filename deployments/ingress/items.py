@@ -18,7 +18,6 @@ from deployments.ingress.schemas import (
     WriteAnswer,
 )
 from deployments.messages import ItemRecord
-from graph.errors import UnknownItem
 from graph.schema import DeleteItem, PutItem
 
 router = APIRouter(tags=["items"])
@@ -65,10 +64,7 @@ async def delete_item(request: Request, item_id: str) -> Response:
     """Remove an item with its ratings."""
     exchange = exchange_of(request)
     operation = DeleteItem(check_id(item_id, "item_id"))
-    result = await exchange.write([operation], items=[item_id])
-    if not result.changed and not result.replayed:
-        raise UnknownItem(f"there is no item {item_id!r}", param="item_id")
-    return written(exchange, result)
+    return written(exchange, await exchange.write([operation], items=[item_id]))
 
 
 @router.get("/v1/items/{item_id}/similar", response_model=SimilarItemsAnswer, openapi_extra=SIMILAR.openapi())

@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 
 from deployments.ingress.identifiers import check_id
 from graph.errors import InvalidInput
-from graph.schema import MAX_TAG_CHARS, MAX_TAGS, RATING_HIGH, RATING_LOW
+from graph.schema import LABEL_RULE, MAX_TAG_CHARS, MAX_TAGS, RATING_HIGH, RATING_LOW, is_label
 
 MAX_N = 1_000
 MAX_PAGE = 1_000
@@ -99,7 +99,7 @@ class QuerySpec:
             if not part:
                 continue
             name, _, text = part.partition("=")
-            name, text = _decoded(name), _decoded(text)
+            name = _decoded(name)
             parameter = self._parameters.get(name)
             if parameter is None:
                 known = ", ".join(self._parameters)
@@ -108,7 +108,8 @@ class QuerySpec:
                 )
             if parameter.many:
                 given = lists.setdefault(name, [])
-                given.extend(parameter.read(value, name) for value in text.split(",") if value)
+                # Split first: a comma that belongs to a value is sent as %2C.
+                given.extend(parameter.read(_decoded(value), name) for value in text.split(",") if value)
                 if len(given) > parameter.limit:
                     raise InvalidInput(
                         f"{name} has more than {parameter.limit:,} values; send fewer per request",
@@ -118,7 +119,7 @@ class QuerySpec:
             if name in seen:
                 raise InvalidInput(f"{name} is given twice", param=name)
             seen.add(name)
-            value = parameter.read(text, name)
+            value = parameter.read(_decoded(text), name)
             if parameter is MIN_VERSION:
                 token = value
             else:
@@ -185,9 +186,9 @@ def _rating(text: str, name: str) -> float:
 
 
 def _tag(text: str, name: str) -> str:
-    if not text.isprintable() or len(text) > MAX_TAG_CHARS:
+    if not is_label(text, MAX_TAG_CHARS):
         raise InvalidInput(
-            f"{name}: a tag has 1 to {MAX_TAG_CHARS} printable characters, not {text[:80]!r}", param=name
+            f"{name} {text[:80]!r}: a tag has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}", param=name
         )
     return text
 
@@ -225,7 +226,7 @@ _TAGS = Parameter(
     "tags",
     _tag,
     {"type": "array", "items": {"type": "string"}},
-    "Only items that carry all of these tags; repeated or comma separated.",
+    "Only items that carry all of these tags; repeated or comma separated (a comma in a tag is %2C).",
     default=(),
     many=True,
     limit=MAX_TAGS,
@@ -234,7 +235,7 @@ _EXCLUDE = Parameter(
     "exclude",
     check_id,
     {"type": "array", "items": {"type": "string"}},
-    "Item ids never to return; repeated or comma separated (ids that hold commas: use the POST form).",
+    "Item ids never to return; repeated or comma separated (a comma in an id is %2C).",
     default=(),
     many=True,
     limit=MAX_IDS,
@@ -268,7 +269,7 @@ RECOMMEND = QuerySpec(
         "candidates",
         check_id,
         {"type": "array", "items": {"type": "string"}},
-        "Restrict the answer to these item ids; repeated or comma separated.",
+        "Restrict the answer to these item ids; repeated or comma separated (a comma in an id is %2C).",
         many=True,
         limit=MAX_IDS,
     ),

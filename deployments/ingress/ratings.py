@@ -12,7 +12,6 @@ from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import IDEMPOTENT, PAGE
 from deployments.ingress.schemas import RatingRow, RatingsAnswer, RatingWrite, WriteAnswer
 from deployments.messages import RatingRecord
-from graph.errors import UnknownRating
 from graph.schema import DeleteRating, PutRating
 
 router = APIRouter(tags=["ratings"])
@@ -32,8 +31,8 @@ async def put_ratings(request: Request, body: Annotated[RatingWrite, Body()]) ->
         PutRating(row.user_id, row.item_id, row.value, now if row.timestamp is None else row.timestamp)
         for row in rows
     ]
-    users = {row.user_id for row in rows}
-    return written(exchange, await exchange.write(operations, await request.body(), users=users))
+    users, items = {row.user_id for row in rows}, {row.item_id for row in rows}
+    return written(exchange, await exchange.write(operations, await request.body(), users=users, items=items))
 
 
 @router.get("/v1/users/{user_id}/ratings", response_model=RatingsAnswer, openapi_extra=PAGE.openapi())
@@ -56,7 +55,4 @@ async def delete_rating(request: Request, user_id: str, item_id: str) -> Respons
     """Take a rating back."""
     exchange = exchange_of(request)
     operation = DeleteRating(check_id(user_id, "user_id"), check_id(item_id, "item_id"))
-    result = await exchange.write([operation], users=[user_id])
-    if not result.changed and not result.replayed:
-        raise UnknownRating(f"user {user_id!r} has no rating of item {item_id!r}", param="item_id")
-    return written(exchange, result)
+    return written(exchange, await exchange.write([operation], users=[user_id], items=[item_id]))

@@ -68,7 +68,7 @@ async def recommend_session(request: Request, body: SessionBody) -> Response:
     exchange.refuse_query()
     query = RecommendQuery(
         session=tuple((item.item_id, item.value) for item in body.items),
-        min_version=exchange.min_version(body.min_version),
+        min_version=exchange.min_version(body.min_version, item_ids=(item.item_id for item in body.items)),
         **body.options(),
     )
     return answer(_payload(exchange, await exchange.backend.recommend(query)))

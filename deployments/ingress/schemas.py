@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Dis
 from deployments.ingress.identifiers import Id
 from deployments.ingress.queries import MAX_IDS, MAX_N
 from graph.schema import (
+    LABEL_RULE,
     MAX_ATTRIBUTES,
     MAX_ROWS_PER_WRITE,
     MAX_TAG_CHARS,
@@ -21,6 +22,9 @@ from graph.schema import (
     MAX_TITLE_CHARS,
     RATING_HIGH,
     RATING_LOW,
+    TEXT_RULE,
+    is_label,
+    is_text,
 )
 
 MAX_USERS_PER_REQUEST = 256
@@ -29,9 +33,9 @@ MAX_TIMESTAMP = 2**32 - 1
 _LARGEST_INTEGER = 2**53 - 1  # beyond it, JavaScript and float64 readers change the value
 
 
-def _no_nul(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("the character U+0000 is not allowed")
+def _text(text: str) -> str:
+    if not is_text(text):
+        raise ValueError(TEXT_RULE)
     return text
 
 
@@ -42,16 +46,16 @@ def _not_integer(value: Any) -> Any:
     return value
 
 
-def _printable(text: str) -> str:
-    if not text.isprintable() or not text.strip():
-        raise ValueError("must not be blank or hold control characters")
+def _label(text: str) -> str:
+    if not is_label(text, MAX_TITLE_CHARS):
+        raise ValueError(LABEL_RULE)
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_no_nul)]
-Title = Annotated[str, Field(min_length=1, max_length=MAX_TITLE_CHARS), AfterValidator(_printable)]
-TagText = Annotated[str, Field(min_length=1, max_length=MAX_TAG_CHARS), AfterValidator(_printable)]
-AttributeText = Annotated[str, Field(max_length=MAX_TITLE_CHARS), AfterValidator(_no_nul)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_text)]
+Title = Annotated[str, Field(min_length=1, max_length=MAX_TITLE_CHARS), AfterValidator(_label)]
+TagText = Annotated[str, Field(min_length=1, max_length=MAX_TAG_CHARS), AfterValidator(_label)]
+AttributeText = Annotated[str, Field(max_length=MAX_TITLE_CHARS), AfterValidator(_text)]
 RatingValue = Annotated[float, Field(ge=RATING_LOW, le=RATING_HIGH)]
 AttributeValue = (
     bool

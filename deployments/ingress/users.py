@@ -11,7 +11,6 @@ from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import IDEMPOTENT, PAGE, READ
 from deployments.ingress.schemas import UserAnswer, UserBody, UsersAnswer, WriteAnswer
 from deployments.messages import UserRecord
-from graph.errors import UnknownUser
 from graph.schema import DeleteUser, PutUser
 
 router = APIRouter(tags=["users"])
@@ -50,10 +49,7 @@ async def delete_user(request: Request, user_id: str) -> Response:
     """Remove a user with everything that is the user's own."""
     exchange = exchange_of(request)
     operation = DeleteUser(check_id(user_id, "user_id"))
-    result = await exchange.write([operation], users=[user_id])
-    if not result.changed and not result.replayed:
-        raise UnknownUser(f"there is no user {user_id!r}", param="user_id")
-    return written(exchange, result)
+    return written(exchange, await exchange.write([operation], users=[user_id]))
 
 
 def _entry(record: UserRecord) -> dict[str, Any]:

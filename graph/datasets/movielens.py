@@ -18,7 +18,7 @@ from graph.datasets.records import Progress, RatingColumns, Records, no_progress
 from graph.datasets.rejects import Rejects
 from graph.datasets.rows import Form, RowFile
 from graph.errors import InvalidInput
-from graph.schema import MAX_TAG_CHARS, MAX_TAGS, MAX_TITLE_CHARS, PutItem, PutUser
+from graph.schema import MAX_TAG_CHARS, MAX_TAGS, MAX_TITLE_CHARS, PutItem, PutUser, is_label
 
 MAX_FREE_TAGS = 5
 """Free tags taken per item, those that most users gave first."""
@@ -234,8 +234,10 @@ def _film(id_: str, title: str, genres: Iterable[str], released: int | None = No
         raise BadValue("empty title: every item needs one")
     if len(bare) > MAX_TITLE_CHARS:
         raise BadValue(f"title too long: {len(bare)} characters, at most {MAX_TITLE_CHARS} are allowed")
+    if not is_label(bare, MAX_TITLE_CHARS):
+        raise BadValue(f"bad title: {bare!r} holds control characters")
     tags = dict.fromkeys(g for genre in genres if (g := genre.strip().lower()) not in _NO_GENRE)
-    return PutItem(item_id, bare, tuple(tag for tag in tags if len(tag) <= MAX_TAG_CHARS)[:MAX_TAGS], year)
+    return PutItem(item_id, bare, tuple(tag for tag in tags if is_label(tag, MAX_TAG_CHARS))[:MAX_TAGS], year)
 
 
 def _with_free_tags(
@@ -251,7 +253,7 @@ def _with_free_tags(
             rows.reject(line, f"unknown item: {item_id!r} is not in movies.csv", text)
         elif not tag:
             rows.reject(line, "empty tag: there is no text in it", text)
-        elif len(tag) > MAX_TAG_CHARS:
+        elif not is_label(tag, MAX_TAG_CHARS):
             continue  # a sentence rather than a tag, and nothing wrong with the file
         elif (key := (row[at_user], item_id, tag)) not in seen:
             seen.add(key)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from graph.datasets.records import RatingColumns
 from graph.datasets.rows import RowFile
 from graph.errors import InvalidInput
-from graph.schema import MAX_ID_CHARS, RATING_HIGH, RATING_LOW
+from graph.schema import ID_RULE, MAX_ID_CHARS, RATING_HIGH, RATING_LOW, is_id
 
 MAX_TIMESTAMP = 2**32 - 1
 
@@ -129,8 +129,8 @@ def checked_id(text: str, kind: str) -> str:
         raise BadValue(f"{kind} id too long: {len(id_)} characters, at most {MAX_ID_CHARS} are allowed")
     if "/" in id_:  # ids are path segments of the HTTP interface
         raise BadValue(f"slash in {kind} id: {id_!r} cannot be part of a URL path")
-    if not id_.isprintable():
-        raise BadValue(f"unprintable {kind} id: {id_!r} holds control characters")
+    if not is_id(id_):
+        raise BadValue(f"bad {kind} id: {id_!r} is refused, {ID_RULE}")
     return id_
 
 

@@ -19,6 +19,7 @@ from graph.schema import (
     RATING_HIGH,
     RATING_LOW,
     PutItem,
+    is_label,
 )
 
 
@@ -169,6 +170,8 @@ def _title(text: str) -> str:
         raise BadValue("empty title: every item needs one")
     if len(title) > MAX_TITLE_CHARS:
         raise BadValue(f"title too long: {len(title)} characters, at most {MAX_TITLE_CHARS} are allowed")
+    if not is_label(title, MAX_TITLE_CHARS):
+        raise BadValue(f"bad title: {title!r} holds control characters")
     return title
 
 
@@ -179,9 +182,9 @@ def _text(text: str) -> str:
 
 
 def _tags(text: str, separator: str) -> tuple[str, ...]:
-    """Lower case, each once, at most MAX_TAGS; a tag that is too long is left out rather than its item."""
+    """Lower case, each once, at most MAX_TAGS; a tag that cannot be one is left out rather than its item."""
     tags = dict.fromkeys(" ".join(tag.lower().split()) for tag in text.split(separator))
-    return tuple(tag for tag in tags if tag and len(tag) <= MAX_TAG_CHARS)[:MAX_TAGS]
+    return tuple(tag for tag in tags if is_label(tag, MAX_TAG_CHARS))[:MAX_TAGS]
 
 
 def _year(text: str) -> int | None:

@@ -298,8 +298,12 @@ class _Training:
             return self.ratings
         order = np.random.default_rng(self.config.seed).permutation(self.ratings.num_users)
         counts = np.bincount(self.ratings.users, minlength=self.ratings.num_users)[order]
+        # One user with more than all may have is skipped rather than ending the sample.
+        within = np.cumsum(np.where(counts <= limit, counts, 0)) <= limit
         taken = np.zeros(self.ratings.num_users, np.bool_)
-        taken[order[np.cumsum(counts) <= limit]] = True
+        taken[order[within & (counts <= limit)]] = True
+        if not taken[self.ratings.users].any():
+            taken[order[np.argmin(np.where(counts > 0, counts, np.iinfo(counts.dtype).max))]] = True
         return self.ratings.select(taken[self.ratings.users])
 
     def _default_cut(self) -> int | None:

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 import pytest
 
 from deployments.coalescing import Coalescer
-from graph.errors import Overloaded, Unavailable, UnknownUser
+from graph.errors import Overloaded, Unavailable, UnknownUser, WeftError
 
 
 class Gate:
@@ -89,23 +89,32 @@ async def test_several_sends_in_flight_up_to_the_limit() -> None:
 
 async def test_an_error_belongs_to_its_item() -> None:
     async def send(items: list[int]) -> list[int | Exception]:
-        errors = {2: UnknownUser("no user"), 3: ValueError("secret")}
+        errors = {2: UnknownUser("no user"), 3: ValueError("secret"), 4: ConnectionResetError("secret")}
         return [errors.get(item, item) for item in items]
 
     coalescer = Coalescer(send)
-    one, two, three = await asyncio.gather(*calls(coalescer, [1, 2, 3]), return_exceptions=True)
+    results = await asyncio.gather(*calls(coalescer, [1, 2, 3, 4]), return_exceptions=True)
+    one, two, defect, away = results
     assert one == 1
     assert isinstance(two, UnknownUser)
-    assert isinstance(three, Unavailable) and "secret" not in str(three)
-    assert isinstance(three.__cause__, ValueError)
+    # A defect is not to be repeated, being away is.
+    assert type(defect) is WeftError and (defect.code, defect.status) == ("internal", 500)
+    assert not defect.retryable and isinstance(defect.__cause__, ValueError)
+    assert type(away) is Unavailable and isinstance(away.__cause__, ConnectionResetError)
+    assert "secret" not in f"{defect} {away}"
 
 
-@pytest.mark.parametrize("failure", ["raises", "too few", "hangs"])
-async def test_a_failing_send_fails_its_batch_alone(failure: str) -> None:
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [("is away", Unavailable), ("raises", WeftError), ("too few", WeftError), ("hangs", Unavailable)],
+)
+async def test_a_failing_send_fails_its_batch_alone(failure: str, kind: type[WeftError]) -> None:
     async def send(items: list[int]) -> list[int | Exception]:
         if items[0] < 0:
+            if failure == "is away":
+                raise ConnectionError("secret")
             if failure == "raises":
-                raise OSError("secret")
+                raise KeyError("secret")
             if failure == "too few":
                 return []
             await asyncio.Event().wait()
@@ -115,7 +124,7 @@ async def test_a_failing_send_fails_its_batch_alone(failure: str) -> None:
     results = await asyncio.wait_for(
         asyncio.gather(*calls(coalescer, [-1, -2, 3, 4]), return_exceptions=True), timeout=5
     )
-    assert [type(result) for result in results[:2]] == [Unavailable, Unavailable]
+    assert [type(result) for result in results[:2]] == [kind, kind]
     assert "secret" not in str(results[0])
     assert results[0] is not results[1]
     assert results[2:] == [3, 4]
@@ -236,7 +245,7 @@ async def test_storm(seed: int) -> None:
         for _ in range(draw.randrange(4)):
             await asyncio.sleep(0)
         if draw.random() < 0.1:
-            raise OSError
+            raise ConnectionError
         return [UnknownUser("no") if item % 13 == 0 else item * 10 for item in items]
 
     coalescer = Coalescer(send, max_batch=7, max_in_flight=1 + seed % 3, max_waiting=40)

@@ -325,7 +325,7 @@ async def test_a_restored_backup_takes_the_follower_back(tmp_path: Path) -> None
 async def test_a_write_overwritten_while_it_catches_up(tmp_path: Path) -> None:
     """The scan holds the later state already, the tail brings the earlier one: it must not come back."""
     world = World(tmp_path, ring_versions=100)
-    await write(world.state, PutItem("i", ""), PutRating("u", "i", 1.0))
+    await write(world.state, PutItem("i", "I"), PutRating("u", "i", 1.0))
     state, written = world.state, []
     scan = state.changes_since
 

@@ -85,7 +85,7 @@ async def test_what_waits_together_shares_a_transaction(state: GraphState) -> No
 
 
 async def test_concurrent_writers_each_get_their_own_outcome(state: GraphState, settings: Settings) -> None:
-    await write(state, PutItem("i", ""))
+    await write(state, PutItem("i", "I"))
 
     async def client(number: int) -> list[int]:
         versions = []
@@ -106,7 +106,7 @@ async def test_concurrent_writers_each_get_their_own_outcome(state: GraphState, 
 
 
 async def test_a_group_is_no_larger_than_allowed(tmp_path: Path) -> None:
-    state = GraphState(make_settings(tmp_path, graph_state={"max_group": 4}))
+    state = GraphState(make_settings(tmp_path, graph_state={"max_group_operations": 4}))
     gate = Gate(state)
     gate.open()
     lists = [
@@ -232,7 +232,7 @@ async def test_the_tail_sends_strangers_away(state: GraphState, version: int, st
 
 
 async def test_kinds_are_filtered_but_versions_are_not(state: GraphState) -> None:
-    await write(state, PutItem("i", ""), PutUser("u"))
+    await write(state, PutItem("i", "I"), PutUser("u"))
     await write(state, PutRating("u", "i", 3.0))
     await write(state, PutPointer("s", "n", {}))
     tail = await state.tail(report(state, 0), frozenset(("item", "pointer")))

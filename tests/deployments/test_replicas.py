@@ -16,6 +16,7 @@ import scipy.sparse as sp
 import deployments.following as following
 import deployments.graph_encoder as encoder_module
 import deployments.retriever as retriever_module
+from deployments.generations import load_generation
 from deployments.graph_encoder import GraphEncoder
 from deployments.graph_state import GraphState
 from deployments.messages import RecommendAnswer, RecommendQuery, UserQuery, UserVector
@@ -621,7 +622,7 @@ async def test_a_candidate_follows_the_writes_while_it_is_built(
 ) -> None:
     gate = threading.Event()
     monkeypatch.setattr(
-        encoder_module, "load_checkpoint", lambda path: gate.wait(15) and load_checkpoint(path)
+        encoder_module, "load_generation", lambda *named: gate.wait(15) and load_generation(*named)
     )
     await world.reach((await world.point("candidate", world.other)).version)
     await world.reach(await world.write_some(60))

@@ -27,12 +27,12 @@ def test_the_environment_beats_arguments_and_arguments_beat_defaults(monkeypatch
     arguments = {
         "data_dir": Path("/from/arguments"),
         "http": {"port": 9200, "max_body_bytes": 2048},
-        "graph_state": {"max_group": 3},
+        "graph_state": {"max_group_operations": 3},
     }
     settings = Settings.model_validate(arguments)
     assert settings.data_dir == Path("/from/environment")
     assert (settings.http.port, settings.http.max_body_bytes, settings.http.host) == (9100, 2048, "127.0.0.1")
-    assert settings.graph_state.max_group == 3
+    assert settings.graph_state.max_group_operations == 3
     assert settings.graph_state.ring_rows == Settings().graph_state.ring_rows
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.generations import ACTIVE, digest_of
+from deployments.encoder_pointers import ACTIVE, digest_of
 from deployments.settings import Settings
 from deployments.store_access import activate, active_encoder, open_writer, read_view, service_url
 from graph.datasets import DemoDataset, MovieLensDataset, Rejects, run_import

@@ -39,7 +39,7 @@ def hesitate(*args, **kwargs):  # planned, and about to write
 store.commit = hesitate
 for n in range(3):
     try:
-        requests = [WriteRequest((PutUser(f"{name}-{n}"), PutItem(f"{name}-{n}", ""))) for _ in range(2)]
+        requests = [WriteRequest((PutUser(f"{name}-{n}"), PutItem(f"{name}-{n}", "I"))) for _ in range(2)]
         committed = writer.commit(requests)
     except Fenced as error:
         print("fenced", flush=True)
@@ -61,7 +61,7 @@ def write(path, number, seed):
         names = [f"{number}.{n}.{k}" for k in range(rng.randint(1, 6))]
         group = [
             WriteRequest(
-                (PutItem(x, ""), PutRating(x, x, 4.0), PutRating("all", x, 1.5)), Idempotency("s", x, "")
+                (PutItem(x, "I"), PutRating(x, x, 4.0), PutRating("all", x, 1.5)), Idempotency("s", x, "")
             )
             for x in names
         ]

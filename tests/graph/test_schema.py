@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graph.errors import ForeignToken, InvalidInput
-from graph.schema import ALL_KINDS, RATING_DTYPE, ChangeSet, Item, Memory, Pointer, Token, User
+from graph.schema import (
+    ALL_KINDS,
+    RATING_DTYPE,
+    ChangeSet,
+    Item,
+    Memory,
+    Pointer,
+    Token,
+    User,
+    is_id,
+    is_label,
+    is_text,
+)
 
 
 @given(st.from_regex(r"[0-9a-f]{12}", fullmatch=True), st.integers(0, 10**18 - 1))
@@ -72,3 +86,28 @@ def test_pages_concatenate() -> None:
     assert (joined.from_version, joined.to_version, len(joined)) == (0, 9, 10)
     assert [u.row for u in joined.users] == [m.row for m in joined.memories] == [1, 2]
     assert joined.ratings["user_row"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "text", ["a", "x" * 128, "a b,c", "Zoë☃", "👩\u200d🚀", "a\u00a0b", "...", ".a", "a\u00ad", "\U000f0000"]
+)
+def test_what_may_be_an_id(text: str) -> None:
+    assert is_id(text)
+    assert is_label(text, 128)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "x" * 129, " a", "a\u3000", "a/b", ".", "..", "a\0", "a\nb", "a\n", "a\x7fb", "a\x85b", "a\ud83d"],
+)
+def test_what_may_not(text: str) -> None:
+    assert not is_id(text)
+
+
+@given(st.text(st.characters(exclude_categories=()), max_size=4))
+def test_labels_and_texts(text: str) -> None:
+    categories = {unicodedata.category(character) for character in text}
+    assert is_label(text, 3) is (0 < len(text) <= 3 and not text.isspace() and not categories & {"Cc", "Cs"})
+    assert is_text(text, 3) is (len(text) <= 3 and "\0" not in text and "Cs" not in categories)
+    trimmed = bool(text) and text == text.strip() and text not in (".", "..") and "/" not in text
+    assert is_id(text) is (trimmed and not categories & {"Cc", "Cs"})

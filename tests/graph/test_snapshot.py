@@ -261,7 +261,7 @@ def test_at_every_point_of_a_snapshot_a_follower_finds_its_way(tmp_path: Path) -
     """Write, remove, purge: in this order there is always a snapshot or a feed from where the follower is."""
     store = open_store(tmp_path)
     writer, root = GraphWriter(store), tmp_path / "snapshots"
-    write(writer, PutUser("stays"), PutUser("goes"), PutItem("i", ""))
+    write(writer, PutUser("stays"), PutUser("goes"), PutItem("i", "I"))
     write_snapshot(root, writer.view.contents())
     write(writer, DeleteUser("goes"), PutRating("stays", "i", 3.0))
 

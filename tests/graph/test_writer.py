@@ -212,13 +212,13 @@ def test_an_id_that_comes_back_gets_another_row(writer: GraphWriter, store: Grap
 def test_rows_are_never_given_twice_even_after_purge_and_restart(
     writer: GraphWriter, store: GraphStore
 ) -> None:
-    write(writer, PutItem("last", ""), PutUser("last"), PutMemory("last", "last", "x"))
+    write(writer, PutItem("last", "I"), PutUser("last"), PutMemory("last", "last", "x"))
     rows = writer.view.num_item_rows, writer.view.num_user_rows
     write(writer, DeleteItem("last"), DeleteUser("last"))
     writer.purge(writer.head.version)
     again = GraphWriter(store)
     assert (again.view.num_item_rows, again.view.num_user_rows) < rows  # nothing in the tables tells
-    write(again, PutItem("new", ""), PutUser("new"), PutMemory("new", "new", "x"))
+    write(again, PutItem("new", "I"), PutUser("new"), PutMemory("new", "new", "x"))
     assert (again.view.item("new").row, again.view.user("new").row) == rows
     memory = again.view.find_memory("new")
     assert memory is not None
@@ -246,22 +246,29 @@ LONG = "x" * 30_000
         (PutUser("a/b"), InvalidInput, "user_id"),
         (PutUser("a\n"), InvalidInput, "user_id"),
         (PutUser("x" * 129), InvalidInput, "user_id"),
+        (PutUser(".."), InvalidInput, "user_id"),
         (PutUser("u", {str(n): n for n in range(65)}), InvalidInput, "attributes"),
         (PutUser("u", {"x": math.nan}), InvalidInput, "attributes"),
         (PutUser("u", {"x": LONG}), InvalidInput, "attributes"),
         (PutUser("u", {LONG: 1}), InvalidInput, "attributes"),
         (PutUser("u", {"x": ["y"] * 65}), InvalidInput, "attributes"),
         (PutUser("u", {"x": "\ud800"}), InvalidInput, "attributes"),
-        (PutItem("a/b", ""), InvalidInput, "item_id"),
+        (PutUser("u", {"x": "a\0"}), InvalidInput, "attributes"),
+        (PutUser("u", {"a\n": 1}), InvalidInput, "attributes"),
+        (PutItem("a/b", "I"), InvalidInput, "item_id"),
         (PutItem("i", LONG), InvalidInput, "title"),
+        (PutItem("i", " "), InvalidInput, "title"),
+        (PutItem("i", "a\x85b"), InvalidInput, "title"),
+        (PutItem("i", "I", text="a\0"), InvalidInput, "text"),
+        (PutItem("i", "I", ("a\tb",)), InvalidInput, "tags"),
         (PutItem("i", "half a \ud83d"), InvalidInput, "title"),
-        (PutItem("i", "", text=LONG), InvalidInput, "text"),
-        (PutItem("i", "", text="\udc00"), InvalidInput, "text"),
-        (PutItem("i", "", ("",)), InvalidInput, "tags"),
-        (PutItem("i", "", ("\ud800",)), InvalidInput, "tags"),
-        (PutItem("i", "", ("x" * 65,)), InvalidInput, "tags"),
-        (PutItem("i", "", tuple(map(str, range(65)))), InvalidInput, "tags"),
-        (PutItem("i", "", year=10_000), InvalidInput, "year"),
+        (PutItem("i", "I", text=LONG), InvalidInput, "text"),
+        (PutItem("i", "I", text="\udc00"), InvalidInput, "text"),
+        (PutItem("i", "I", ("",)), InvalidInput, "tags"),
+        (PutItem("i", "I", ("\ud800",)), InvalidInput, "tags"),
+        (PutItem("i", "I", ("x" * 65,)), InvalidInput, "tags"),
+        (PutItem("i", "I", tuple(map(str, range(65)))), InvalidInput, "tags"),
+        (PutItem("i", "I", year=10_000), InvalidInput, "year"),
         (PutMemory("m", "nope", "x"), UnknownUser, "user_id"),
         (PutMemory("m", "u0", ""), InvalidInput, "text"),
         (PutMemory("m", "u0", LONG), InvalidInput, "text"),
@@ -439,7 +446,7 @@ def test_a_write_that_changed_nothing_is_remembered_too(writer: GraphWriter, sto
 def test_a_refused_request_does_not_use_its_key_up(writer: GraphWriter) -> None:
     refused = keyed(PutRating("u0", "later", 3.0))
     assert isinstance(writer.commit([refused]).outcomes[0], UnknownItem)
-    write(writer, PutItem("later", ""))
+    write(writer, PutItem("later", "I"))
     assert writer.commit([refused]).outcomes == (WriteResult(4, 1),)
 
 

@@ -25,6 +25,7 @@ from graph.errors import (
     NotYet,
     UnknownEncoder,
     UnknownItem,
+    UnknownRating,
     UnknownUser,
 )
 from graph.schema import (
@@ -92,11 +93,15 @@ class FakeBackend:
                 self.known_users.setdefault(user_id, User(row, user_id, {}, version))
                 self.known_ratings[user_id, item_id] = RatingRecord(item_id, value, timestamp)
             case DeleteUser(user_id):
-                return int(self.known_users.pop(user_id, None) is not None)
+                self._user(user_id)
+                del self.known_users[user_id]
             case DeleteItem(item_id):
-                return int(self.known_items.pop(item_id, None) is not None)
+                self._item(item_id)
+                del self.known_items[item_id]
             case DeleteRating(user_id, item_id):
-                return int(self.known_ratings.pop((user_id, item_id), None) is not None)
+                if (user_id, item_id) not in self.known_ratings:
+                    raise UnknownRating(f"user {user_id!r} has not rated item {item_id!r}")
+                del self.known_ratings[user_id, item_id]
         return 1
 
     def _read(self, min_version: int, name: str | None = None) -> int:

@@ -125,6 +125,27 @@ async def test_every_weft_error(http: httpx.AsyncClient, backend: FakeBackend, k
     assert ("retry-after" in response.headers) is (kind.status in (429, 503))
 
 
+async def test_what_made_a_part_go_away_is_logged(
+    http: httpx.AsyncClient, backend: FakeBackend, caplog
+) -> None:
+    for kind, cause in (
+        (Unavailable, None),
+        (Unavailable, OSError("the disk")),
+        (WeftError, KeyError("bug")),
+    ):
+        caplog.clear()
+        backend.raises = kind("x")
+        backend.raises.__cause__ = cause
+        response = await http.get("/v1/users/ada/recommendations")
+        error = error_of(response, kind.status, kind.code)
+        (record,) = [r for r in caplog.records if r.name == "weft.ingress"]
+        assert error["request_id"] in record.getMessage()
+        assert bool(record.exc_info) is (cause is not None)
+        if cause is not None:
+            assert repr(cause.args[0])[1:-1] in caplog.text
+            assert cause.args[0] not in response.text
+
+
 async def test_types_are_families(http: httpx.AsyncClient, backend: FakeBackend) -> None:
     for kind, family in (
         (Overloaded, "rate_limit_error"),

@@ -108,9 +108,24 @@ async def test_ids_in_paths(http: httpx.AsyncClient, backend: FakeBackend, bad: 
 
 
 async def test_good_ids(http: httpx.AsyncClient, backend: FakeBackend) -> None:
-    for good, path in (("x" * 128, "x" * 128), ("a b,c", "a%20b%2Cc"), ("Zoë☃", "Zo%C3%AB%E2%98%83")):
+    for good, path in (
+        ("x" * 128, "x" * 128),
+        ("a b,c", "a%20b%2Cc"),
+        ("Zoë☃", "Zo%C3%AB%E2%98%83"),
+        ("a\u200db", "a%E2%80%8Db"),
+    ):
         assert (await http.put(f"/v1/users/{path}", json={})).status_code == 200
         assert (await http.get(f"/v1/users/{path}/recommendations")).json()["user_id"] == good
+
+
+async def test_commas_in_queries(http: httpx.AsyncClient, backend: FakeBackend) -> None:
+    path = "/v1/users/ada/recommendations"
+    await http.get(f"{path}?tags=rock%2C%20soft,new&tags=a%2Cb&exclude=x%2Cy&candidates=1,2%2C3")
+    assert backend.queries[-1].tags == ("rock, soft", "new", "a,b")
+    assert backend.queries[-1].exclude == ("x,y",)
+    assert backend.queries[-1].candidates == ("1", "2,3")
+    await http.get(path, params={"tags": ["a,b", "c"]})  # as clients encode it
+    assert backend.queries[-1].tags == ("a,b", "c")
 
 
 RATING = {"user_id": "ada", "item_id": "i0", "value": 4.0}
@@ -181,11 +196,14 @@ async def test_rows_per_write(http: httpx.AsyncClient, backend: FakeBackend) -> 
         ({"title": ""}, "title"),
         ({"title": "x" * (MAX_TITLE_CHARS + 1)}, "title"),
         ({"title": "a\x00"}, "title"),
+        ({"title": "a\nb"}, "title"),
+        ({"title": " "}, "title"),
         ({"title": 5}, "title"),
         ({}, "title"),
         ({"title": "A", "tags": "drama"}, "tags"),
         ({"title": "A", "tags": [""]}, "tags[0]"),
         ({"title": "A", "tags": ["x" * 65]}, "tags[0]"),
+        ({"title": "A", "tags": ["a\tb"]}, "tags[0]"),
         ({"title": "A", "tags": ["x"] * (MAX_TAGS + 1)}, "tags"),
         ({"title": "A", "year": "1990"}, "year"),
         ({"title": "A", "year": True}, "year"),

@@ -67,6 +67,28 @@ async def test_a_users_own_writes_are_remembered(http: httpx.AsyncClient, backen
         assert (await http.get(path)).status_code == 200
 
 
+async def test_ratings_are_remembered_for_their_items(http: httpx.AsyncClient, backend: FakeBackend) -> None:
+    await http.post("/v1/ratings", json={"ratings": [RATING, RATING | {"item_id": "i1"}]})
+    backend.view_version = 7
+    for item_id, status in (("i0", 503), ("i1", 503), ("i2", 200)):
+        assert (await http.get(f"/v1/items/{item_id}")).status_code == status
+    backend.view_version = 8
+    await http.delete("/v1/users/ada/ratings/i0")
+    error_of(await http.get("/v1/items/i0"), 503, "not_yet")
+
+
+async def test_a_session_sees_the_writes_of_its_items(http: httpx.AsyncClient, backend: FakeBackend) -> None:
+    path = "/v1/recommendations/session"
+    for version, item_id in ((8, "i0"), (9, "i1")):
+        await http.put(f"/v1/items/{item_id}", json={"title": "A"})
+        assert backend.version == version
+    for items, expected in ((["i0", "i1"], 9), (["i1", "i0"], 9), (["i2", "i0"], 8), (["i2"], 0)):
+        await http.post(path, json={"items": items})
+        assert backend.min_versions[-1] == expected
+    await http.post(path, json={"items": ["i0"], "min_version": "store1.9"})
+    assert backend.min_versions[-1] == 9
+
+
 async def test_every_write_is_remembered(http: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.view_version = 7
     for method, path, body, read in (

@@ -157,7 +157,7 @@ def test_every_bad_rating_is_rejected_with_its_line(tmp_path: Path) -> None:
         (b" ,1,4,1", "empty user id"),
         (b"a/b,1,4,1", "slash in user id"),
         (b"x" * 129 + b",1,4,1", "user id too long"),
-        (b"a\tb,1,4,1", "unprintable user id"),
+        (b"a\tb,1,4,1", "bad user id"),
     ]
     good, blank = b"1,1,4,1", b""
     lines = [

@@ -119,6 +119,8 @@ def test_lines_after_a_row_over_several_lines_are_counted(write: Write) -> None:
         ("1,Again,,,", "duplicate item"),
         ("2, ,,,", "empty title"),
         (f"2,{'t' * 501},,,", "title too long"),
+        ("2,a\x07b,,,", "bad title"),
+        ("..,T,,,", "bad item id"),
         ("2,T,,soon,", "bad year"),
         ("2,T,,1997.5,", "bad year"),
         ("2,T,,10000,", "bad year"),
@@ -138,7 +140,7 @@ def test_bad_items(write: Write, row: str, reason: str) -> None:
 
 
 def test_bounds_of_tags(write: Write) -> None:
-    tags = "|".join(["x" * 65, *(f"t{n}" for n in range(70))])
+    tags = "|".join(["x" * 65, "a\x07b", *(f"t{n}" for n in range(70))])
     items = write("i.csv", f"item_id,title,tags\n1,One,{tags}\n")
     records, _ = load(TableOptions(write("r.csv", "user_id,item_id,rating\n"), items, tags_column="tags"))
     assert records.items[0].tags == tuple(f"t{n}" for n in range(64))
