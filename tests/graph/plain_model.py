@@ -60,8 +60,8 @@ class PlainModel:
                     return False
                 self.users.setdefault(user_id, {})
                 before = self.ratings.get((user_id, item_id))
-                if before is None or value != before[0] or timestamp not in (0, before[1]):
-                    self.ratings[user_id, item_id] = (value, timestamp)
+                known = 0 if before is None else before[1]
+                self.ratings[user_id, item_id] = (value, timestamp or known)
             case PutMemory(memory_id, user_id, text):
                 if user_id not in self.users or self.memories.get(memory_id, (user_id,))[0] != user_id:
                     return False
