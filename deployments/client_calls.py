@@ -252,7 +252,7 @@ def recommend(
     explain: bool = True,
     exact_items: bool = False,
 ) -> Call[Recommendations]:
-    """What a user may like. Ids and tags that hold a comma go through `recommend_many`."""
+    """What a user may like."""
     params: dict[str, Any] = {"n": n}
     given = {"tags": list(tags), "exclude": list(exclude), "exclude_below": exclude_below}
     params |= {name: value for name, value in given.items() if value not in (None, [])}

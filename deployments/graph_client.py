@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 import graph
 from deployments.graph_state import FollowerReport, GraphState, Outcome, Tail
@@ -119,7 +119,9 @@ class RemoteGraphState:
     async def _call(self, method: str, *args: object) -> Any:
         try:
             return await getattr(self._handle(), method).remote(*args)
-        except (ActorDiedError, ActorUnavailableError) as error:
+        except RayTaskError:
+            raise  # a defect in the actor, not its absence
+        except RayError as error:
             raise self._lost(error) from error
 
     def _handle(self) -> Any:

@@ -11,18 +11,11 @@ import numpy as np
 
 from graph.errors import InvalidInput, NotFound, UnknownItem, UnknownRating, UnknownUser
 from graph.schema import (
-    ID_RULE,
-    LABEL_RULE,
-    MAX_ATTRIBUTES,
     MAX_ROWS_PER_WRITE,
-    MAX_TAG_CHARS,
-    MAX_TAGS,
     MAX_TEXT_CHARS,
-    MAX_TITLE_CHARS,
     RATING_DTYPE,
     RATING_HIGH,
     RATING_LOW,
-    TEXT_RULE,
     Attributes,
     ChangeSet,
     DeleteItem,
@@ -40,10 +33,8 @@ from graph.schema import (
     PutUser,
     User,
     WriteRequest,
-    is_id,
-    is_label,
-    is_text,
 )
+from graph.validation import check_item, check_text, checked_attributes, checked_id
 from graph.view import GraphView
 
 _NO_RATING = (math.nan, 0)
@@ -204,7 +195,7 @@ class Plan:
             case PutItem():
                 self._put_item(operation)
             case PutUser():
-                self._put_user(operation.user_id, _checked_attributes(operation.attributes))
+                self._put_user(operation.user_id, checked_attributes(operation.attributes))
             case DeleteItem():
                 self._delete_item(operation.item_id)
             case DeleteUser():
@@ -265,12 +256,12 @@ class Plan:
             self._now.next_user += 1
         else:
             row = before.row
-        user = User(row, _checked_id(user_id, "user_id"), attributes, self._version)
+        user = User(row, checked_id(user_id, "user_id"), attributes, self._version)
         self._now.users[row] = self._now.user_ids[user_id] = user
         return user
 
     def _put_item(self, operation: PutItem) -> None:
-        _check_item(operation)
+        check_item(operation)
         before = self._item(operation.item_id)
         if before is None:
             row = self._now.next_item
@@ -309,12 +300,12 @@ class Plan:
         self._now.item_ids[item_id] = None
 
     def _put_memory(self, operation: PutMemory) -> None:
-        _checked_id(operation.memory_id, "memory_id")
+        checked_id(operation.memory_id, "memory_id")
         if not 0 < len(operation.text) <= MAX_TEXT_CHARS:
             raise InvalidInput(
                 f"a memory has 1 to {MAX_TEXT_CHARS} characters, got {len(operation.text)}", param="text"
             )
-        _check_text(operation.text, "text")
+        check_text(operation.text, "text")
         user = self._user(operation.user_id)
         if user is None:
             raise UnknownUser(f"no user {operation.user_id!r}: create it first", param="user_id")
@@ -343,60 +334,3 @@ class Plan:
 def _same(before: Attributes, after: Attributes) -> bool:
     # Python takes 1, 1.0 and True for equal; an encoder's features do not.
     return json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
-
-
-def _checked_id(value: str, param: str) -> str:
-    if not is_id(value):
-        raise InvalidInput(f"{param} {value[:80]!r} is refused: {ID_RULE}", param=param)
-    return value
-
-
-def _check_item(item: PutItem) -> None:
-    _checked_id(item.item_id, "item_id")
-    if not is_label(item.title, MAX_TITLE_CHARS):
-        raise InvalidInput(
-            f"title {item.title[:80]!r}: a title has 1 to {MAX_TITLE_CHARS} characters and {LABEL_RULE}",
-            param="title",
-        )
-    _check_text(item.text, "text")
-    if len(item.tags) > MAX_TAGS:
-        raise InvalidInput(f"at most {MAX_TAGS} tags, got {len(item.tags)}", param="tags")
-    for tag in item.tags:
-        if not is_label(tag, MAX_TAG_CHARS):
-            raise InvalidInput(
-                f"tag {tag[:80]!r}: a tag has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}", param="tags"
-            )
-    if item.year is not None and not -9999 <= item.year <= 9999:
-        raise InvalidInput(f"year {item.year}: a number from -9999 to 9999", param="year")
-
-
-def _check_text(text: str, param: str) -> None:
-    # No database takes the rest, and the error would be that of the whole group.
-    if not is_text(text):
-        raise InvalidInput(
-            f"{param} of {len(text)} characters: a text has at most {MAX_TEXT_CHARS} and {TEXT_RULE}",
-            param=param,
-        )
-
-
-def _checked_attributes(attributes: Attributes) -> Attributes:
-    if len(attributes) > MAX_ATTRIBUTES:
-        raise InvalidInput(f"at most {MAX_ATTRIBUTES} attributes, got {len(attributes)}", param="attributes")
-    for name, value in attributes.items():
-        if not is_label(name, MAX_TAG_CHARS):
-            raise InvalidInput(
-                f"attribute {name[:64]!r}: a name has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}",
-                param="attributes",
-            )
-        texts = value if isinstance(value, list) else [value] if isinstance(value, str) else []
-        if len(texts) > MAX_TAGS or any(
-            not isinstance(text, str) or not is_text(text, MAX_TITLE_CHARS) for text in texts
-        ):
-            raise InvalidInput(
-                f"attribute {name!r}: a text has at most {MAX_TITLE_CHARS} characters and {TEXT_RULE}; "
-                f"a list has at most {MAX_TAGS} texts",
-                param="attributes",
-            )
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidInput(f"attribute {name!r}: {value!r} is not a finite number", param="attributes")
-    return dict(attributes)

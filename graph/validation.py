@@ -1,0 +1,83 @@
+"""What ids, texts, tags and attributes may be: the rules of `graph.schema`, as typed errors."""
+
+from __future__ import annotations
+
+import math
+
+from graph.errors import InvalidInput
+from graph.schema import (
+    ID_RULE,
+    LABEL_RULE,
+    MAX_ATTRIBUTES,
+    MAX_TAG_CHARS,
+    MAX_TAGS,
+    MAX_TEXT_CHARS,
+    MAX_TITLE_CHARS,
+    TEXT_RULE,
+    Attributes,
+    PutItem,
+    is_id,
+    is_label,
+    is_text,
+)
+
+
+def checked_id(value: str, param: str) -> str:
+    """`value`, if it can be an id; raises InvalidInput naming `param`."""
+    if not is_id(value):
+        raise InvalidInput(f"{param} {value[:80]!r} is refused: {ID_RULE}", param=param)
+    return value
+
+
+def check_item(item: PutItem) -> None:
+    """Raise InvalidInput for metadata that no item may have."""
+    checked_id(item.item_id, "item_id")
+    if not is_label(item.title, MAX_TITLE_CHARS):
+        raise InvalidInput(
+            f"title {item.title[:80]!r}: a title has 1 to {MAX_TITLE_CHARS} characters and {LABEL_RULE}",
+            param="title",
+        )
+    check_text(item.text, "text")
+    if len(item.tags) > MAX_TAGS:
+        raise InvalidInput(f"at most {MAX_TAGS} tags, got {len(item.tags)}", param="tags")
+    for tag in item.tags:
+        if not is_label(tag, MAX_TAG_CHARS):
+            raise InvalidInput(
+                f"tag {tag[:80]!r}: a tag has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}", param="tags"
+            )
+    if item.year is not None and not -9999 <= item.year <= 9999:
+        raise InvalidInput(f"year {item.year}: a number from -9999 to 9999", param="year")
+
+
+def check_text(text: str, param: str) -> None:
+    """Raise InvalidInput for a text that is too long or that no database takes."""
+    # A text with half a surrogate pair would fail the whole group of writes.
+    if not is_text(text):
+        raise InvalidInput(
+            f"{param} of {len(text)} characters: a text has at most {MAX_TEXT_CHARS} and {TEXT_RULE}",
+            param=param,
+        )
+
+
+def checked_attributes(attributes: Attributes) -> Attributes:
+    """A copy of attributes that a user may have; raises InvalidInput for others."""
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise InvalidInput(f"at most {MAX_ATTRIBUTES} attributes, got {len(attributes)}", param="attributes")
+    for name, value in attributes.items():
+        if not is_label(name, MAX_TAG_CHARS):
+            raise InvalidInput(
+                f"attribute {name[:64]!r}: a name has 1 to {MAX_TAG_CHARS} characters and {LABEL_RULE}",
+                param="attributes",
+            )
+        texts = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+        if len(texts) > MAX_TAGS or any(
+            not isinstance(text, str) or not is_text(text, MAX_TITLE_CHARS) for text in texts
+        ):
+            raise InvalidInput(
+                f"attribute {name!r}: a text has at most {MAX_TITLE_CHARS} characters and {TEXT_RULE}; "
+                f"a list has at most {MAX_TAGS} texts",
+                param="attributes",
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"attribute {name!r}: {value!r} is not a finite number", param="attributes")
+    return dict(attributes)
