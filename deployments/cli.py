@@ -333,7 +333,7 @@ def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
         trained = train_encoder(
             view,
             TrainingConfig(seed=seed),
-            lambda p: report("training", p.done, p.total, f"{p.stage}: {p.message}"),
+            lambda p: report("training", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
         )
     metadata = dict(trained.metadata)
     path = save_checkpoint(
@@ -378,7 +378,7 @@ def evaluate(
             protocol,
             baselines,
             seed,
-            lambda p: report("evaluating", p.done, p.total, f"{p.stage}: {p.message}"),
+            lambda p: report("evaluating", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
         )
     if as_json:
         print_json(asdict(found))
