@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -247,24 +247,12 @@ class GraphEncoder:
             return error
 
     async def list_users(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
-        try:
-            self._check_version(min_version)
-            start = _cursor(after)
-        except WeftError as error:
-            return error
         view = self.view
-        found = (u for row in range(start, view.num_user_rows) if (u := view.user_at(row)) is not None)
-        return self._page(list(islice(found, limit + 1)), limit, self._user_record)
+        return self._page(view.user_at, view.num_user_rows, self._user_record, limit, after, min_version)
 
     async def list_items(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
-        try:
-            self._check_version(min_version)
-            start = _cursor(after)
-        except WeftError as error:
-            return error
         view = self.view
-        found = (i for row in range(start, view.num_item_rows) if (i := view.item_at(row)) is not None)
-        return self._page(list(islice(found, limit + 1)), limit, self._item_record)
+        return self._page(view.item_at, view.num_item_rows, self._item_record, limit, after, min_version)
 
     async def list_ratings(
         self, user_id: str, limit: int, after: str | None, min_version: int
@@ -328,7 +316,23 @@ class GraphEncoder:
     def _item_record(self, item: Item) -> ItemRecord:
         return ItemRecord(item, int(self.view.item_degrees[item.row]), self.view.version)
 
-    def _page(self, nodes: Sequence[Any], limit: int, record: Any) -> Page:
+    def _page(
+        self,
+        node_at: Callable[[int], Any],
+        num_rows: int,
+        record: Callable[[Any], UserRecord | ItemRecord],
+        limit: int,
+        after: str | None,
+        min_version: int,
+    ) -> Page | WeftError:
+        """Live nodes in the order of their rows, from the cursor `after`."""
+        try:
+            self._check_version(min_version)
+            start = _cursor(after)
+        except WeftError as error:
+            return error
+        found = (node for row in range(start, num_rows) if (node := node_at(row)) is not None)
+        nodes = list(islice(found, limit + 1))
         page = nodes[:limit]
         following = str(page[-1].row + 1) if len(nodes) > limit else None
         return Page(tuple(record(n) for n in page), following, self.view.version)
