@@ -6,8 +6,9 @@ allowed or what to do next; it is safe to show to a client.
 
     WeftError
     |- InvalidInput            422  a value that can never be accepted
+    |  |- TextTooLong               beyond the text model's window, and not to be truncated
     |- NotFound                404
-    |  |- UnknownUser, UnknownItem, UnknownRating, UnknownEncoder
+    |  |- UnknownUser, UnknownItem, UnknownRating, UnknownEncoder, UnknownTextModel
     |- Conflict                409
     |  |- IdempotencyConflict       the key was used with another body
     |  |- ForeignToken              a version token of another store
@@ -48,6 +49,10 @@ class InvalidInput(WeftError):
     code, status = "invalid_input", 422
 
 
+class TextTooLong(InvalidInput):
+    code = "text_too_long"
+
+
 class NotFound(WeftError):
     code, status = "not_found", 404
 
@@ -66,6 +71,10 @@ class UnknownRating(NotFound):
 
 class UnknownEncoder(NotFound):
     code = "unknown_encoder"
+
+
+class UnknownTextModel(NotFound):
+    code = "unknown_text_model"
 
 
 class Conflict(WeftError):
