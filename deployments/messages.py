@@ -16,6 +16,7 @@ import numpy.typing as npt
 from graph.schema import Item, User
 
 Float32 = npt.NDArray[np.float32]
+Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 
 
@@ -160,11 +161,83 @@ def _restore(user_id: str | None, entries: tuple[tuple[Any, ...], ...], *rest: A
 
 @dataclass(frozen=True, slots=True)
 class SimilarAnswer:
+    """`basis` is "graph" (vectors of the encoder) or "text" (vectors of the text model)."""
+
     item_id: str
     similar: tuple[Recommendation, ...]
     version: int
     item_version: int
-    encoder: str
+    basis: str
+    model: str  # digest of the encoder or name of the text model
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedQuery:
+    """Texts to embed. `model` is a fingerprint's name, None for the active text model."""
+
+    texts: tuple[str, ...]
+    model: str | None = None
+    prompt: str | None = None  # stands before every text; None: the model's own
+    dimensions: int | None = None  # of the answer, where the model is trained for shortening
+    truncate: bool = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedAnswer:
+    vectors: Float32  # [n, d]
+    tokens: Int32  # [n] before truncation, -1 where nobody knows
+    hits: int  # vectors that the cache had
+    truncated: int  # texts that were cut to the model's window
+    model_name: str  # as people call it
+    text_model: str  # fingerprint's name
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """A text's nearest items."""
+
+    text: str
+    n: int = 10
+    tags: tuple[str, ...] = ()  # keep items that carry all of these
+    exclude: tuple[str, ...] = ()  # item ids never to return; unknown ids are ignored
+    candidates: tuple[str, ...] | None = None  # restrict to these item ids; unknown ids are ignored
+    min_version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchAnswer:
+    """`because` of a result is empty; `score` is what results are ordered by, greatest first."""
+
+    results: tuple[Recommendation, ...]
+    version: int
+    text_model: str
+    waiting: int  # items whose text has no vector yet
+
+
+@dataclass(frozen=True, slots=True)
+class RerankQuery:
+    query: str
+    documents: tuple[str, ...]
+    top_n: int | None = None  # None: all
+
+
+@dataclass(frozen=True, slots=True)
+class RerankAnswer:
+    """Documents by place in the query, best first, with the cosine to it."""
+
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
+    tokens: int
+    text_model: str
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInvalidation:
+    """What to drop from the embedding cache: exactly one of the three is given."""
+
+    everything: bool = False
+    model: str | None = None  # every entry of this fingerprint's name
+    texts: tuple[str, ...] = ()  # of the active text model, under its own prompt
 
 
 @dataclass(frozen=True, slots=True)

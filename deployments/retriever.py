@@ -254,7 +254,9 @@ class Retriever:
         except WeftError as error:
             return error
         similar = self._recommendations(result)
-        return SimilarAnswer(item_id, similar, self._follower.version, generation.version, generation.digest)
+        return SimilarAnswer(
+            item_id, similar, self._follower.version, generation.version, "graph", generation.digest
+        )
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Long-poll: whether this replica reached `version` in time."""

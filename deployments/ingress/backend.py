@@ -9,12 +9,19 @@ from __future__ import annotations
 from typing import Protocol
 
 from deployments.messages import (
+    CacheInvalidation,
+    EmbedAnswer,
+    EmbedQuery,
     EncoderInfo,
     ItemRecord,
     NodeEmbedding,
     Page,
     RecommendAnswer,
     RecommendQuery,
+    RerankAnswer,
+    RerankQuery,
+    SearchAnswer,
+    SearchQuery,
     SimilarAnswer,
     UserRecord,
 )
@@ -44,8 +51,32 @@ class Backend(Protocol):
     async def recommend(self, query: RecommendQuery) -> RecommendAnswer: ...
 
     async def similar(
-        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
-    ) -> SimilarAnswer: ...
+        self,
+        item_id: str,
+        n: int,
+        tags: tuple[str, ...],
+        exclude: tuple[str, ...],
+        min_version: int,
+        by: str = "graph",
+    ) -> SimilarAnswer:
+        """`by` is "graph" or "text"."""
+        ...
+
+    async def embed(self, query: EmbedQuery) -> EmbedAnswer:
+        """Raises TextTooLong, InvalidInput for `dimensions` the model does not have, UnknownTextModel."""
+        ...
+
+    async def search(self, query: SearchQuery) -> SearchAnswer: ...
+
+    async def rerank(self, query: RerankQuery) -> RerankAnswer: ...
+
+    async def cache_statistics(self) -> dict[str, object]:
+        """Hits, misses, tiers and the store behind them; plain JSON."""
+        ...
+
+    async def invalidate_cache(self, what: CacheInvalidation) -> int:
+        """Entries dropped."""
+        ...
 
     async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
         """`kind` is "user", "item" or None: whichever exists; InvalidInput if both do."""

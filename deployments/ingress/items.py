@@ -84,7 +84,8 @@ async def similar_items(request: Request, item_id: str) -> Response:
             ],
             "version": exchange.token(found.version),
             "item_version": exchange.token(found.item_version),
-            "encoder": found.encoder,
+            "by": found.basis,
+            "model": found.model,
         }
     )
 
