@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph.adjacency import Int64
-from graph.schema import Item, Pointer, User
+from graph.schema import Item, Pointer, TextVector, User
 
 Float32 = npt.NDArray[np.float32]
 
@@ -37,3 +37,4 @@ class Delta:
     users: Sequence[tuple[User | None, User]]  # (before, after); `after.deleted` for a removal
     items: Sequence[tuple[Item | None, Item]]
     pointers: Sequence[Pointer]
+    text_vectors: Sequence[TextVector] = ()

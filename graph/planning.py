@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
 from graph.errors import InvalidInput, NotFound, UnknownItem, UnknownRating, UnknownUser
+from graph.node_text import item_text, memory_text, text_digest
+from graph.planned_rows import PlannedRows
 from graph.schema import (
     MAX_ROWS_PER_WRITE,
     MAX_TEXT_CHARS,
@@ -21,6 +23,7 @@ from graph.schema import (
     DeleteItem,
     DeleteMemory,
     DeleteRating,
+    DeleteTextVector,
     DeleteUser,
     Item,
     Memory,
@@ -30,53 +33,19 @@ from graph.schema import (
     PutMemory,
     PutPointer,
     PutRating,
+    PutTextVector,
     PutUser,
+    TextKind,
+    TextVector,
     User,
     WriteRequest,
 )
-from graph.validation import check_item, check_text, checked_attributes, checked_id
+from graph.validation import check_item, check_text, check_text_vector, checked_attributes, checked_id
 from graph.view import GraphView
 
 _NO_RATING = (math.nan, 0)
 _MAX_TIMESTAMP = 2**32 - 1
-
-
-@dataclass
-class _Layer:
-    """Rows as they will be, on top of the view. None for an id means: no live node has it."""
-
-    users: dict[int, User] = field(default_factory=dict)
-    items: dict[int, Item] = field(default_factory=dict)
-    memories: dict[int, Memory] = field(default_factory=dict)
-    pointers: dict[tuple[str, str], Pointer] = field(default_factory=dict)
-    ratings: dict[tuple[int, int], tuple[float, int, int]] = field(
-        default_factory=dict
-    )  # value, time, version
-    pointer_writes: list[Pointer] = field(default_factory=list)  # every one: pointers keep their history
-    user_ids: dict[str, User | None] = field(default_factory=dict)
-    item_ids: dict[str, Item | None] = field(default_factory=dict)
-    memory_ids: dict[str, Memory | None] = field(default_factory=dict)
-    next_user: int = 0
-    next_item: int = 0
-    next_memory: int = 0
-
-    def __len__(self) -> int:
-        return len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
-
-    def update(self, other: _Layer) -> None:
-        for name in (
-            "users",
-            "items",
-            "memories",
-            "pointers",
-            "ratings",
-            "user_ids",
-            "item_ids",
-            "memory_ids",
-        ):
-            getattr(self, name).update(getattr(other, name))
-        self.pointer_writes += other.pointer_writes
-        self.next_user, self.next_item, self.next_memory = other.next_user, other.next_item, other.next_memory
+_TEXT_KINDS: tuple[TextKind, ...] = ("item", "memory")
 
 
 class Plan:
@@ -87,7 +56,7 @@ class Plan:
 
     def __init__(self, view: GraphView, next_user: int, next_item: int, next_memory: int) -> None:
         self._view = view
-        self._done = _Layer(next_user=next_user, next_item=next_item, next_memory=next_memory)
+        self._done = PlannedRows(next_user=next_user, next_item=next_item, next_memory=next_memory)
         self._now = self._fresh()
         self._version = view.version
 
@@ -137,11 +106,12 @@ class Plan:
             list(done.memories.values()),
             list(done.pointers.values()),
             ratings,
+            list(done.text_vectors.values()),
         )
 
-    def _fresh(self) -> _Layer:
+    def _fresh(self) -> PlannedRows:
         done = self._done
-        return _Layer(next_user=done.next_user, next_item=done.next_item, next_memory=done.next_memory)
+        return PlannedRows(next_user=done.next_user, next_item=done.next_item, next_memory=done.next_memory)
 
     # ------------------------------------------------------------------------------------------- look-up
 
@@ -162,6 +132,27 @@ class Plan:
             if memory_id in layer.memory_ids:
                 return layer.memory_ids[memory_id]
         return self._view.find_memory(memory_id)
+
+    def _text_vector(self, kind: TextKind, row: int, model: str) -> tuple[str, bytes] | None:
+        """Digest and bytes of a live vector."""
+        for layer in (self._now, self._done):
+            found = layer.text_vectors.get((kind, row, model))
+            if found is not None:
+                return None if found.deleted else (found.text_digest, found.vector)
+        table = self._view.text_vectors(kind, model)
+        digest, vector = table.digest(row), table.raw(row)
+        return None if digest is None or vector is None else (digest, vector)
+
+    def _text_vector_bytes(self, model: str) -> int | None:
+        """Length of the model's live vectors; None when there are none, hence any length will do."""
+        tables = [self._view.text_vectors(kind, model) for kind in _TEXT_KINDS]
+        planned = self._done.text_counts[model] + self._now.text_counts[model]
+        if sum(map(len, tables)) + planned == 0:
+            return None
+        for layer in (self._now, self._done):
+            if model in layer.text_bytes:
+                return layer.text_bytes[model]
+        return 2 * max(table.dim for table in tables)
 
     def _rating(self, pair: tuple[int, int]) -> tuple[float, int]:
         for layer in (self._now, self._done):
@@ -208,6 +199,10 @@ class Plan:
                 pointer = Pointer(operation.scope, operation.name, dict(operation.value), self._version)
                 self._now.pointers[operation.scope, operation.name] = pointer
                 self._now.pointer_writes.append(pointer)
+            case PutTextVector():
+                self._put_text_vector(operation)
+            case DeleteTextVector():
+                self._delete_text_vector(operation.kind, operation.row, operation.model)
 
     def _put_rating(self, operation: PutRating) -> None:
         value, timestamp = operation.value, operation.timestamp
@@ -296,6 +291,7 @@ class Plan:
             raise UnknownItem(f"no item {item_id!r}", param="item_id")
         for pair in list(self._pairs(item_row=item.row)):
             self._now.ratings[pair] = (math.nan, 0, self._version)
+        self._delete_text_vectors("item", item.row)
         self._now.items[item.row] = replace(item, version=self._version, deleted=True)
         self._now.item_ids[item_id] = None
 
@@ -326,9 +322,48 @@ class Plan:
         memory = self._memory(memory_id)
         if memory is None:
             raise NotFound(f"no memory {memory_id!r}", param="memory_id")
+        self._delete_text_vectors("memory", memory.row)
         # A tombstone says that something was there, not what.
         self._now.memories[memory.row] = replace(memory, text="", version=self._version, deleted=True)
         self._now.memory_ids[memory_id] = None
+
+    def _put_text_vector(self, operation: PutTextVector) -> None:
+        check_text_vector(operation)
+        model, vector = operation.model, operation.vector
+        length = self._text_vector_bytes(model)
+        if length is not None and len(vector) != length:
+            raise InvalidInput(
+                f"a vector of {len(vector) // 2} values under text model {model!r}, whose vectors have "
+                f"{length // 2}: use another name for another model",
+                param="vector",
+            )
+        node = self._item(operation.node_id) if operation.kind == "item" else self._memory(operation.node_id)
+        if node is None:
+            return
+        text = item_text(node) if isinstance(node, Item) else memory_text(node)
+        if text_digest(text) != operation.text_digest:
+            return
+        before = self._text_vector(operation.kind, node.row, model)
+        if before == (operation.text_digest, vector):
+            return
+        self._now.text_vectors[operation.kind, node.row, model] = TextVector(
+            operation.kind, node.row, model, operation.text_digest, vector, self._version
+        )
+        self._now.text_counts[model] += before is None
+        self._now.text_bytes[model] = len(vector)
+
+    def _delete_text_vector(self, kind: TextKind, row: int, model: str) -> None:
+        if self._text_vector(kind, row, model) is None:
+            return
+        gone = TextVector(kind, row, model, "", b"", self._version, deleted=True)
+        self._now.text_vectors[kind, row, model] = gone
+        self._now.text_counts[model] -= 1
+
+    def _delete_text_vectors(self, kind: TextKind, row: int) -> None:
+        """Remove a row's vectors of all models."""
+        planned = {model for layer in (self._done, self._now) for model in layer.text_bytes}
+        for model in sorted(planned.union(self._view.text_models(kind))):
+            self._delete_text_vector(kind, row, model)
 
 
 def _same(before: Attributes, after: Attributes) -> bool:

@@ -21,8 +21,10 @@ import numpy.typing as npt
 
 from graph.errors import ForeignToken, InvalidInput
 
-Kind: TypeAlias = Literal["user", "item", "rating", "memory", "pointer"]
-ALL_KINDS: frozenset[Kind] = frozenset(("user", "item", "rating", "memory", "pointer"))
+Kind: TypeAlias = Literal["user", "item", "rating", "memory", "pointer", "text_vector"]
+ALL_KINDS: frozenset[Kind] = frozenset(("user", "item", "rating", "memory", "pointer", "text_vector"))
+TextKind: TypeAlias = Literal["item", "memory"]
+"""Nodes that have a text, hence a vector of it."""
 
 AttributeValue: TypeAlias = str | int | float | bool | list[str]
 Attributes: TypeAlias = Mapping[str, AttributeValue]
@@ -144,6 +146,27 @@ class Pointer:
     deleted: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class TextVector:
+    """What a text model made of a node's text, at most one per (kind, row, model).
+
+    It may be of an older text of the node: `text_digest` (see `graph.node_text`) says of which.
+    """
+
+    kind: TextKind
+    row: int
+    model: str
+    text_digest: str  # 32 hex digits; empty in a tombstone
+    vector: bytes  # float16 [d], little-endian; empty in a tombstone
+    version: int
+    deleted: bool = False
+
+    @property
+    def values(self) -> npt.NDArray[np.float32]:
+        """The vector as float32 [d], a copy."""
+        return np.frombuffer(self.vector, "<f2").astype(np.float32)
+
+
 RATING_DTYPE = np.dtype(
     [
         ("user_row", "<i8"),
@@ -173,6 +196,7 @@ class ChangeSet:
     memories: Sequence[Memory] = ()
     pointers: Sequence[Pointer] = ()
     ratings: RatingArray = field(default_factory=no_ratings)
+    text_vectors: Sequence[TextVector] = ()
 
     def only(self, kinds: frozenset[Kind]) -> ChangeSet:
         """The same span of versions with the changes of `kinds` alone."""
@@ -186,6 +210,7 @@ class ChangeSet:
             self.memories if "memory" in kinds else (),
             self.pointers if "pointer" in kinds else (),
             self.ratings if "rating" in kinds else no_ratings(),
+            self.text_vectors if "text_vector" in kinds else (),
         )
 
     @classmethod
@@ -199,10 +224,12 @@ class ChangeSet:
             [m for p in pages for m in p.memories],
             [q for p in pages for q in p.pointers],
             np.concatenate([p.ratings for p in pages]),
+            [v for p in pages for v in p.text_vectors],
         )
 
     def __len__(self) -> int:
-        return len(self.users) + len(self.items) + len(self.memories) + len(self.pointers) + len(self.ratings)
+        nodes = len(self.users) + len(self.items) + len(self.memories)
+        return nodes + len(self.pointers) + len(self.ratings) + len(self.text_vectors)
 
 
 # ---------------------------------------------------------------------------------------- write operations
@@ -281,6 +308,30 @@ class PutPointer:
     value: Mapping[str, object]
 
 
+@dataclass(frozen=True, slots=True)
+class PutTextVector:
+    """Give a node the vector of its text under a model, replacing the one before.
+
+    Nothing changes, and nothing is refused, when the node is gone or its text is no longer the one of
+    `text_digest`: the answer of an embedder may be late.
+    """
+
+    kind: TextKind
+    node_id: str
+    model: str
+    text_digest: str  # `graph.node_text.text_digest` of the text that was embedded
+    vector: bytes  # float16 [d], little-endian; d is the same for all vectors of the model
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTextVector:
+    """Remove the vector of a row under a model; nothing changes when there is none."""
+
+    kind: TextKind
+    row: int
+    model: str
+
+
 Operation: TypeAlias = (
     PutUser
     | DeleteUser
@@ -291,6 +342,8 @@ Operation: TypeAlias = (
     | PutMemory
     | DeleteMemory
     | PutPointer
+    | PutTextVector
+    | DeleteTextVector
 )
 
 

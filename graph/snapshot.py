@@ -22,17 +22,20 @@ import numpy.typing as npt
 
 from graph.errors import Corrupt
 from graph.schema import Item, Memory, Pointer, User
+from graph.text_vectors import TextVectorArrays
 from graph.view import GraphView, ViewContents
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
+"""2: text vectors. A snapshot of format 1 is read as one without any."""
 _RECORDS: dict[str, type[User] | type[Item] | type[Memory] | type[Pointer]] = {
     "users": User,
     "items": Item,
     "memories": Memory,
     "pointers": Pointer,
 }
+_TEXT_VECTOR_ARRAYS = ("rows", "vectors", "digests")
 
 
 def write_snapshot(root: Path, contents: ViewContents) -> Path:
@@ -54,9 +57,12 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     for side, (indptr, keys, columns) in (("by_user", contents.by_user), ("by_item", contents.by_item)):
-        arrays: dict[str, npt.NDArray[Any]] = {"indptr": indptr, "keys": keys, **columns}
-        for name, array in arrays.items():
-            np.save(scratch / f"{side}.{name}.npy", array, allow_pickle=False)
+        sides: dict[str, npt.NDArray[Any]] = {"indptr": indptr, "keys": keys, **columns}
+        for name, array in sides.items():
+            _save(scratch / f"{side}.{name}.npy", array)
+    for number, arrays in enumerate(contents.text_vectors):
+        for name in _TEXT_VECTOR_ARRAYS:
+            _save(scratch / _text_vector_file(number, name), getattr(arrays, name))
     for name, records in (
         ("users", contents.users),
         ("items", contents.items),
@@ -70,6 +76,7 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
         "version": contents.version,
         "user_rows": contents.user_rows,
         "item_rows": contents.item_rows,
+        "text_vectors": [{"kind": a.kind, "model": a.model} for a in contents.text_vectors],
         "sha256": {p.name: _digest(p) for p in sorted(scratch.iterdir())},
     }
     manifest["digest"] = _manifest_digest(manifest)
@@ -86,8 +93,10 @@ def read_snapshot(path: Path) -> GraphView:
     """The view of one snapshot folder; its rating arrays are mapped copy-on-write. Raises Corrupt."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise Corrupt(f"snapshot {path} has format {manifest['format']}, this version reads {FORMAT}")
+        if manifest["format"] not in (1, FORMAT):
+            raise Corrupt(
+                f"snapshot {path} has format {manifest['format']}, this version reads 1 to {FORMAT}"
+            )
         if manifest["digest"] != _manifest_digest(manifest):
             raise Corrupt(f"snapshot {path}: manifest.json does not match its own checksum")
         for name, digest in manifest["sha256"].items():
@@ -101,6 +110,16 @@ def read_snapshot(path: Path) -> GraphView:
             item_rows=manifest["item_rows"],
             by_user=_read_side(path, "by_user", ("value", "timestamp")),
             by_item=_read_side(path, "by_item", ("value",)),
+            text_vectors=[
+                TextVectorArrays(
+                    **named,
+                    **{
+                        name: np.load(path / _text_vector_file(number, name), mmap_mode="r")
+                        for name in _TEXT_VECTOR_ARRAYS
+                    },
+                )
+                for number, named in enumerate(manifest.get("text_vectors", []))
+            ],
             **records,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -136,6 +155,15 @@ def remove_snapshots_before(root: Path, version: int) -> None:
         older = path.name.startswith("v") and path.name < f"v{version:020d}"
         if older or path.name.startswith(".writing-"):
             shutil.rmtree(path)
+
+
+def _text_vector_file(number: int, name: str) -> str:
+    # By number, which the manifest resolves: the name of a model is no safe name of a file.
+    return f"text_vectors.{number}.{name}.npy"
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    np.save(path, array, allow_pickle=False)
 
 
 def _write_records(path: Path, records: Iterable[User | Item | Memory | Pointer]) -> None:

@@ -44,6 +44,7 @@ from graph.schema import (
     Memory,
     Pointer,
     RatingArray,
+    TextVector,
     User,
 )
 
@@ -83,6 +84,7 @@ class GraphStore:
     def __init__(self, url: str | URL | Path) -> None:
         """Open the store at a SQLAlchemy URL or SQLite file path, creating its tables if there are none.
 
+        A store of an older schema is brought to this version's, which older versions of Weft cannot read.
         Raises InvalidInput for a URL that cannot be used, Corrupt for a database that is not a Weft store.
         """
         self._url = make_url(f"sqlite:///{url}") if isinstance(url, Path) else make_url(url)
@@ -158,6 +160,7 @@ class GraphStore:
             self._upsert(connection, tables.memories, [_values(m) for m in changes.memories])
             self._upsert(connection, tables.pointers, [_values(p) for p in changes.pointers])
             self._upsert(connection, tables.ratings, _rating_values(changes.ratings))
+            self._upsert(connection, tables.text_vectors, [_values(v) for v in changes.text_vectors])
             now = time.time()
             history = [
                 {"version": p.version, "scope": p.scope, "name": p.name, "value": p.value, "written_at": now}
@@ -194,7 +197,14 @@ class GraphStore:
             )
             if moved.rowcount != 1:
                 raise Fenced(f"another writer holds {self.location}; nothing was purged")
-            for table in (tables.users, tables.items, tables.ratings, tables.memories, tables.pointers):
+            for table in (
+                tables.users,
+                tables.items,
+                tables.ratings,
+                tables.memories,
+                tables.text_vectors,
+                tables.pointers,
+            ):
                 gone = connection.execute(delete(table).where(table.c.deleted, table.c.version <= upto))
                 dropped += gone.rowcount
             dropped += self._forget_expired(connection)
@@ -257,6 +267,9 @@ class GraphStore:
             if "memory" in kinds:
                 for rows in self._rows_since(connection, tables.memories, version, page_rows):
                     yield ChangeSet(*span, memories=[Memory(*r) for r in rows])
+            if "text_vector" in kinds:
+                for rows in self._rows_since(connection, tables.text_vectors, version, page_rows):
+                    yield ChangeSet(*span, text_vectors=[TextVector(*r) for r in rows])
             pointers: list[Pointer] = []
             if "pointer" in kinds:
                 for rows in self._rows_since(connection, tables.pointers, version, page_rows):
@@ -270,7 +283,10 @@ class GraphStore:
             tables.metadata.create_all(connection)
             found = connection.execute(select(tables.meta.c.store_id, tables.meta.c.schema_version)).first()
             if found is not None:
-                if found.schema_version != tables.SCHEMA_VERSION:
+                if found.schema_version == 1:
+                    # All that version 2 brought is a table, which create_all has just made.
+                    connection.execute(update(tables.meta).values(schema_version=tables.SCHEMA_VERSION))
+                elif found.schema_version != tables.SCHEMA_VERSION:
                     raise Corrupt(
                         f"{self.location} has schema {found.schema_version}, this version reads "
                         f"{tables.SCHEMA_VERSION}: use the Weft version that wrote it"
@@ -356,7 +372,7 @@ def _item(row: Any) -> Item:
     return Item(row_number, item_id, title, tuple(tags), year, text, version, deleted)
 
 
-def _values(record: User | Item | Memory | Pointer) -> dict[str, object]:
+def _values(record: User | Item | Memory | Pointer | TextVector) -> dict[str, object]:
     """A record as its table's columns, which have its fields' names."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 

@@ -10,13 +10,15 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
     Text,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: text_vectors."""
 
 metadata = MetaData()
 
@@ -86,6 +88,21 @@ memories = Table(
     Column("deleted", Boolean, nullable=False),
     Index("memories_by_version", "version"),
     Index("memories_by_user", "user_row"),
+)
+
+text_vectors = Table(
+    "text_vectors",
+    metadata,
+    Column("kind", String(16), primary_key=True),
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("model", String(128), primary_key=True),
+    Column("text_digest", String(32), nullable=False),  # empty in a tombstone
+    Column("vector", LargeBinary, nullable=False),  # float16, little-endian; empty in a tombstone
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("text_vectors_by_version", "version"),
+    # With a rowid, unlike ratings: rows of about a kilobyte fill the inner pages of the one b-tree, and
+    # writes take three times as long.
 )
 
 pointers = Table(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+
+import numpy as np
 
 from graph.errors import InvalidInput
 from graph.schema import (
@@ -16,10 +19,13 @@ from graph.schema import (
     TEXT_RULE,
     Attributes,
     PutItem,
+    PutTextVector,
     is_id,
     is_label,
     is_text,
 )
+
+_DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 def checked_id(value: str, param: str) -> str:
@@ -81,3 +87,23 @@ def checked_attributes(attributes: Attributes) -> Attributes:
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(f"attribute {name!r}: {value!r} is not a finite number", param="attributes")
     return dict(attributes)
+
+
+def check_text_vector(vector: PutTextVector) -> None:
+    """Raise InvalidInput for what cannot be a vector of any text."""
+    checked_id(vector.model, "model")
+    if _DIGEST.fullmatch(vector.text_digest) is None:
+        raise InvalidInput(
+            f"text_digest {vector.text_digest[:80]!r}: 32 hex digits, as graph.node_text.text_digest gives",
+            param="text_digest",
+        )
+    if not vector.vector or len(vector.vector) % 2:
+        raise InvalidInput(
+            f"a vector of {len(vector.vector)} bytes: one or more float16 values, two bytes each",
+            param="vector",
+        )
+    if not np.isfinite(np.frombuffer(vector.vector, "<f2")).all():
+        raise InvalidInput(
+            f"the vector of {vector.kind} {vector.node_id!r} holds values that are not finite as float16",
+            param="vector",
+        )

@@ -1,4 +1,4 @@
-"""The graph in memory: ids <-> rows, node records and both directions of the ratings.
+"""The graph in memory: ids <-> rows, node records, both directions of the ratings and text vectors.
 
 A view is brought forward by `apply(ChangeSet)` alone. It is not thread-safe: whoever owns it serialises
 writes against reads.
@@ -7,16 +7,19 @@ writes against reads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from graph.adjacency import Adjacency, Int32, Int64
-from graph.delta import Delta, RatingDeltas
+from graph.delta import Delta
 from graph.errors import UnknownItem, UnknownUser
-from graph.schema import ChangeSet, Item, Memory, Pointer, RatingArray, User
+from graph.node_text import DIGEST_BYTES, item_text, memory_text, text_digest
+from graph.rating_changes import apply_ratings
+from graph.schema import ChangeSet, Item, Memory, Pointer, TextKind, User
+from graph.text_vectors import TextVectorArrays, TextVectors, TextVectorTable
 
 Float32 = npt.NDArray[np.float32]
 
@@ -62,10 +65,11 @@ class ViewContents:
     pointers: list[Pointer]
     by_user: Side
     by_item: Side
+    text_vectors: list[TextVectorArrays] = field(default_factory=list)
 
 
 class GraphView:
-    """Users, items, ratings, memories and pointers of one store, at one version.
+    """Users, items, ratings, memories, pointers and text vectors of one store, at one version.
 
     Arrays indexed by row have room for every row ever given out; rows of deleted nodes stay, without edges.
     """
@@ -83,9 +87,10 @@ class GraphView:
         self._pointers: dict[tuple[str, str], Pointer] = {}
         self._by_user = Adjacency({"value": np.float32, "timestamp": np.uint32})
         self._by_item = Adjacency({"value": np.float32})
+        self._text_vectors = TextVectors()
 
     def contents(self) -> ViewContents:
-        """Everything in the view, copied. O(nodes + ratings)."""
+        """Everything in the view, copied. O(nodes + ratings + text vectors)."""
         return ViewContents(
             self.store_id,
             self.version,
@@ -97,6 +102,7 @@ class GraphView:
             list(self.pointers()),
             self._by_user.csr(),
             self._by_item.csr(),
+            self._text_vectors.contents(),
         )
 
     @classmethod
@@ -111,10 +117,11 @@ class GraphView:
         self.apply(nodes)
         self._by_user = Adjacency.from_csr(*contents.by_user)
         self._by_item = Adjacency.from_csr(*contents.by_item)
+        self._text_vectors = TextVectors(contents.text_vectors)
         return self
 
     def copy(self) -> GraphView:
-        """An independent view in the same state. O(nodes + ratings)."""
+        """An independent view in the same state. O(nodes + ratings + text vectors)."""
         return GraphView.from_contents(self.contents())
 
     # --------------------------------------------------------------------------------------------- nodes
@@ -192,6 +199,10 @@ class GraphView:
         row = self._memory_rows.get(memory_id)
         return None if row is None else self._memories[row]
 
+    def memory_at(self, row: int) -> Memory | None:
+        """The live memory in that row, if any."""
+        return self._memories.get(row)
+
     def memories_of(self, user_row: int) -> list[Memory]:
         """A user's own memories, oldest first."""
         return [self._memories[row] for row in sorted(self._memories_of.get(user_row, ()))]
@@ -250,6 +261,44 @@ class GraphView:
         """Bytes held for the ratings, (by user, by item), slack and row headers included."""
         return self._by_user.nbytes, self._by_item.nbytes
 
+    # -------------------------------------------------------------------------------------- text vectors
+
+    @property
+    def num_text_vectors(self) -> int:
+        """Vectors of all kinds and models."""
+        return len(self._text_vectors)
+
+    @property
+    def text_vector_bytes(self) -> int:
+        """Bytes held for text vectors, room for further rows included."""
+        return self._text_vectors.nbytes
+
+    def text_vectors(self, kind: TextKind, model: str) -> TextVectorTable:
+        """Vectors of the nodes of `kind` under `model`, by row; an empty table of dimension 0 without any.
+
+        Valid until the next apply.
+        """
+        return self._text_vectors.table(kind, model)
+
+    def text_models(self, kind: TextKind) -> tuple[str, ...]:
+        """Models under which at least one node of `kind` has a vector, sorted."""
+        return self._text_vectors.models(kind)
+
+    def waiting_texts(self, kind: TextKind, model: str) -> Int64:
+        """Rows of live nodes that have no vector under `model`, or one of an older text; ascending.
+
+        O(nodes): it hashes every text.
+        """
+        texts = (
+            [(i.row, item_text(i)) for i in self.items()]
+            if kind == "item"
+            else [(m.row, memory_text(m)) for m in sorted(self.memories(), key=lambda m: m.row)]
+        )
+        rows = np.array([row for row, _ in texts], np.int64)
+        digests = bytes.fromhex("".join(text_digest(text) for _, text in texts))
+        made_from = np.frombuffer(digests, np.uint8).reshape(len(texts), DIGEST_BYTES)
+        return rows[self.text_vectors(kind, model).outdated(rows, made_from)]
+
     # --------------------------------------------------------------------------------------------- apply
 
     def apply(self, changes: ChangeSet) -> Delta:
@@ -262,7 +311,7 @@ class GraphView:
             raise ValueError(f"changes from {changes.from_version} leave a gap after {self.version}")
         users = [self._put_user(u) for u in changes.users if not u.deleted]
         items = [self._put_item(i) for i in changes.items if not i.deleted]
-        ratings = self._apply_ratings(changes.ratings)
+        ratings = apply_ratings(self._by_user, self._by_item, changes.ratings)
         for memory in changes.memories:
             self._apply_memory(memory)
         # Nodes go last: their ratings' tombstones, applied above, may need the rows.
@@ -273,7 +322,10 @@ class GraphView:
                 self._pointers.pop((pointer.scope, pointer.name), None)
             else:
                 self._pointers[pointer.scope, pointer.name] = pointer
-        delta = Delta(self.version, changes.to_version, ratings, users, items, changes.pointers)
+        self._text_vectors.apply(changes.text_vectors)
+        delta = Delta(
+            self.version, changes.to_version, ratings, users, items, changes.pointers, changes.text_vectors
+        )
         self.version = max(self.version, changes.to_version)
         return delta
 
@@ -315,61 +367,6 @@ class GraphView:
             self._memory_rows[memory.memory_id] = memory.row
             self._memories_of.setdefault(memory.user_row, set()).add(memory.row)
 
-    def _apply_ratings(self, ratings: RatingArray) -> RatingDeltas:
-        if len(ratings) == 1:
-            return self._apply_rating(ratings)
-        ratings = ratings[np.argsort(ratings["user_row"], kind="stable")]
-        old = np.full(len(ratings), np.nan, np.float32)
-        if len(ratings):
-            # A feed filtered by kind may bring ratings of nodes this view does not hold.
-            self._by_user.ensure_rows(int(ratings["user_row"].max()) + 1)
-            self._by_item.ensure_rows(int(ratings["item_row"].max()) + 1)
-        for row, part in _groups(ratings["user_row"]):
-            old[part] = self._apply_to(self._by_user, row, ratings[part], "item_row")
-        order = np.argsort(ratings["item_row"], kind="stable")
-        by_item = ratings[order]
-        for row, part in _groups(by_item["item_row"]):
-            self._apply_to(self._by_item, row, by_item[part], "user_row")
-        new = np.where(ratings["deleted"], np.float32(np.nan), ratings["value"])
-        return RatingDeltas(ratings["user_row"].copy(), ratings["item_row"].copy(), old, new)
-
-    def _apply_rating(self, ratings: RatingArray) -> RatingDeltas:
-        """A single record: the common live write, where the arrays' fixed costs would dominate."""
-        user_row, item_row, value, timestamp, _, deleted = ratings[0].item()
-        self._by_user.ensure_rows(user_row + 1)
-        self._by_item.ensure_rows(item_row + 1)
-        if deleted:
-            before = self._by_user.drop(user_row, item_row)
-            self._by_item.drop(item_row, user_row)
-        else:
-            before = self._by_user.put(user_row, item_row, {"value": value, "timestamp": timestamp})
-            self._by_item.put(item_row, user_row, {"value": value})
-        return RatingDeltas(
-            np.array([user_row]),
-            np.array([item_row]),
-            np.array([np.nan if before is None else before["value"]], np.float32),
-            np.array([np.nan if deleted else value], np.float32),
-        )
-
-    @staticmethod
-    def _apply_to(side: Adjacency, row: int, ratings: RatingArray, key: str) -> Float32:
-        """Apply records that share `row`; returns the values before, NaN where there was no rating."""
-        keys = ratings[key].astype(np.int32)
-        # Copied: the slice is a view into what is about to change.
-        before = np.array(side.column("value", row), np.float32)
-        gone = ratings["deleted"]
-        places = np.full(len(ratings), -1, np.int64)
-        if not gone.all():
-            kept = ratings[~gone]
-            places[~gone] = side.upsert(
-                row, keys[~gone], {"value": kept["value"], "timestamp": kept["timestamp"]}
-            )
-        if gone.any():
-            places[gone] = side.discard(row, keys[gone])
-        if len(before) == 0:
-            return np.full(len(ratings), np.nan, np.float32)
-        return np.where(places >= 0, before[places], np.float32(np.nan)).astype(np.float32)
-
     def _reserve_users(self, count: int) -> None:
         self._users.extend([None] * (count - len(self._users)))
         self._by_user.ensure_rows(count)
@@ -377,13 +374,3 @@ class GraphView:
     def _reserve_items(self, count: int) -> None:
         self._items.extend([None] * (count - len(self._items)))
         self._by_item.ensure_rows(count)
-
-
-def _groups(sorted_rows: Int64) -> Iterator[tuple[int, slice]]:
-    """Runs of equal values in a sorted array, as (value, slice)."""
-    if len(sorted_rows) == 0:
-        return
-    bounds = np.flatnonzero(np.diff(sorted_rows)) + 1
-    starts = np.concatenate([[0], bounds, [len(sorted_rows)]])
-    for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-        yield int(sorted_rows[first]), slice(first, last)

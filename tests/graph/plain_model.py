@@ -7,19 +7,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from graph.errors import WeftError
+from graph.node_text import item_text, text_digest
 from graph.schema import (
     ChangeSet,
     DeleteItem,
     DeleteMemory,
     DeleteRating,
+    DeleteTextVector,
     DeleteUser,
+    Item,
     Operation,
     PutItem,
     PutMemory,
     PutPointer,
     PutRating,
+    PutTextVector,
     PutUser,
+    TextKind,
     WriteRequest,
     WriteResult,
 )
@@ -35,11 +42,29 @@ class PlainModel:
     ratings: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
     memories: dict[str, tuple[str, str]] = field(default_factory=dict)
     pointers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    rows: dict[tuple[TextKind, str], int] = field(default_factory=dict)
+    text_vectors: dict[tuple[TextKind, str, str], tuple[str, bytes]] = field(default_factory=dict)
+    given: dict[str, int] = field(default_factory=dict, compare=False)  # rows given out, by kind
 
     def copy(self) -> PlainModel:
-        return PlainModel(
-            dict(self.users), dict(self.items), dict(self.ratings), dict(self.memories), dict(self.pointers)
-        )
+        return PlainModel(**{name: dict(value) for name, value in self.__dict__.items()})
+
+    def text_digest(self, kind: TextKind, node_id: str) -> str | None:
+        """Digest of a node's text now; None for a node that is not there."""
+        if kind == "memory":
+            return text_digest(self.memories[node_id][1]) if node_id in self.memories else None
+        if node_id not in self.items:
+            return None
+        return text_digest(item_text(Item(0, node_id, *self.items[node_id], 0)))
+
+    def _create(self, kind: TextKind, node_id: str) -> None:
+        if (kind, node_id) not in self.rows:
+            self.rows[kind, node_id] = self.given.get(kind, 0)
+            self.given[kind] = self.rows[kind, node_id] + 1
+
+    def _forget(self, kind: TextKind, node_id: str) -> None:
+        self.rows.pop((kind, node_id), None)
+        self.text_vectors = {k: v for k, v in self.text_vectors.items() if k[:2] != (kind, node_id)}
 
     def write(self, operations: Sequence[Operation]) -> bool:
         """Do all or nothing; whether they were acceptable."""
@@ -55,6 +80,7 @@ class PlainModel:
                 self.users[user_id] = dict(attributes)
             case PutItem(item_id, title, tags, year, text):
                 self.items[item_id] = (title, tuple(dict.fromkeys(tags)), year, text)
+                self._create("item", item_id)
             case PutRating(user_id, item_id, value, timestamp):
                 if item_id not in self.items:
                     return False
@@ -66,18 +92,33 @@ class PlainModel:
                 if user_id not in self.users or self.memories.get(memory_id, (user_id,))[0] != user_id:
                     return False
                 self.memories[memory_id] = (user_id, text)
+                self._create("memory", memory_id)
             case PutPointer(scope, name, value):
                 self.pointers[scope, name] = dict(value)
             case DeleteUser(user_id):
                 self.ratings = {pair: r for pair, r in self.ratings.items() if pair[0] != user_id}
-                self.memories = {m: owned for m, owned in self.memories.items() if owned[0] != user_id}
+                for memory_id in [m for m, owned in self.memories.items() if owned[0] == user_id]:
+                    del self.memories[memory_id]
+                    self._forget("memory", memory_id)
                 return self.users.pop(user_id, None) is not None
             case DeleteItem(item_id):
                 self.ratings = {pair: r for pair, r in self.ratings.items() if pair[1] != item_id}
+                self._forget("item", item_id)
                 return self.items.pop(item_id, None) is not None
             case DeleteRating(user_id, item_id):
                 return self.ratings.pop((user_id, item_id), None) is not None
+            case PutTextVector(kind, node_id, model, digest, vector):
+                known_lengths = {len(v) for key, (_, v) in self.text_vectors.items() if key[2] == model}
+                if known_lengths - {len(vector)}:
+                    return False
+                if digest == self.text_digest(kind, node_id):
+                    self.text_vectors[kind, node_id, model] = (digest, vector)
+            case DeleteTextVector(kind, row, model):
+                gone = [key for key, found in self.rows.items() if (key[0], found) == (kind, row)]
+                for _, node_id in gone:
+                    self.text_vectors.pop((kind, node_id, model), None)
             case DeleteMemory(memory_id):
+                self._forget("memory", memory_id)
                 return self.memories.pop(memory_id, None) is not None
         return True
 
@@ -105,13 +146,40 @@ def model_of(view: GraphView) -> PlainModel:
     for user_id in user_ids.values():
         assert view.user(user_id).user_id == user_id
     assert (view.num_users, view.num_items) == (len(user_ids), len(item_ids))
+    rows: dict[tuple[TextKind, str], int] = {("item", i.item_id): i.row for i in view.items()}
+    rows |= {("memory", m.memory_id): m.row for m in view.memories()}
     return PlainModel(
         {u.user_id: dict(u.attributes) for u in view.users()},
         {i.item_id: (i.title, i.tags, i.year, i.text) for i in view.items()},
         ratings,
         memories,
         {(p.scope, p.name): dict(p.value) for p in view.pointers()},
+        rows,
+        _text_vectors(view, rows),
     )
+
+
+def _text_vectors(
+    view: GraphView, rows: dict[tuple[TextKind, str], int]
+) -> dict[tuple[TextKind, str, str], tuple[str, bytes]]:
+    """Every vector by the id of its node, what is asked for at once checked against one at a time."""
+    ids = {(kind, row): node_id for (kind, node_id), row in rows.items()}
+    kinds: tuple[TextKind, ...] = ("item", "memory")
+    found = {}
+    for kind, model in [(k, model) for k in kinds for model in view.text_models(k)]:
+        table = view.text_vectors(kind, model)
+        assert len(table) > 0
+        vectors, present = table.get(np.arange(-1, table.rows().max() + 3))
+        assert (np.flatnonzero(present) - 1).tolist() == table.rows().tolist()
+        assert not vectors[~present].any()
+        for row, vector in zip(table.rows().tolist(), vectors[present], strict=True):
+            digest, raw = table.digest(row), table.raw(row)
+            assert digest is not None
+            assert raw is not None
+            assert np.array_equal(np.frombuffer(raw, "<f2"), vector)
+            found[kind, ids[kind, row], model] = (digest, raw)
+    assert view.num_text_vectors == len(found)
+    return found
 
 
 def assert_same_view(view: GraphView, other: GraphView) -> None:

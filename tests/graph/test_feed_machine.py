@@ -11,24 +11,29 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from graph.errors import Fenced, SnapshotRequired, WeftError
+from graph.node_text import text_digest
 from graph.schema import (
     ChangeSet,
     DeleteItem,
     DeleteMemory,
     DeleteRating,
+    DeleteTextVector,
     DeleteUser,
     Operation,
     PutItem,
     PutMemory,
     PutPointer,
     PutRating,
+    PutTextVector,
     PutUser,
+    TextKind,
     WriteRequest,
 )
 from graph.snapshot import newest_snapshot, remove_snapshots_before, write_snapshot
@@ -40,6 +45,12 @@ USERS = st.sampled_from([f"u{n}" for n in range(4)])
 ITEMS = st.sampled_from([f"i{n}" for n in range(5)])
 MEMORIES = st.sampled_from([f"m{n}" for n in range(3)])
 VALUES = st.sampled_from([0.5, 3.0, 4.5, 5.0])
+MODELS = st.sampled_from(["t-1", "t-2"])
+KINDS: st.SearchStrategy[TextKind] = st.sampled_from(["item", "memory"])
+# Of length 2 or, for a model that was dropped or by mistake, 3.
+VECTORS = st.sampled_from(
+    [np.array(v, "<f2").tobytes() for v in ([1, 0], [0, 1], [0.5, -2], [1, 1], [1, 2, 3])]
+)
 RATINGS = st.builds(PutRating, USERS, ITEMS, VALUES, st.integers(0, 3))
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     RATINGS,
@@ -54,22 +65,39 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(
         PutPointer, st.just("encoder"), st.sampled_from(["active", "candidate"]), st.just({"digest": 1})
     ),
+    st.builds(
+        PutTextVector,
+        st.just("item"),
+        ITEMS,
+        MODELS,
+        st.sampled_from(["A.", "B.", "A. x.", "B. x, y."]).map(text_digest),
+        VECTORS,
+    ),
+    st.builds(
+        PutTextVector, st.just("memory"), MEMORIES, MODELS, st.sampled_from("pq").map(text_digest), VECTORS
+    ),
+    st.builds(DeleteTextVector, KINDS, st.integers(0, 6), MODELS),
 )
 # What comes and goes within one commit.
 CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
-    lambda rating, last: [
+    lambda rating, vector, last: [
         PutItem(rating.item_id, "A"),
         rating,
         PutMemory("m9", rating.user_id, "p"),
+        PutTextVector("item", rating.item_id, "t-1", text_digest("A."), vector),
+        PutTextVector("memory", "m9", "t-1", text_digest("p"), vector),
         *last(rating),
     ],
     RATINGS,
+    VECTORS,
     st.sampled_from(
         [
             lambda rating: [DeleteUser(rating.user_id)],
             lambda rating: [DeleteItem(rating.item_id)],
             lambda rating: [DeleteRating(rating.user_id, rating.item_id), DeleteMemory("m9")],
             lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "B"), rating],
+            lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "A")],
+            lambda rating: [PutItem(rating.item_id, "B")],
         ]
     ),
 )
@@ -93,6 +121,7 @@ class Feed(RuleBasedStateMachine):
         self.writer = GraphWriter(self.store)
         self.model = PlainModel()
         self.past: list[GraphView] = []
+        self.asked: list[tuple[TextKind, str, str]] = []  # texts that an embedder is at
         self.tails = [Tailing(GraphView(self.store.store_id))]
 
     def teardown(self) -> None:
@@ -126,6 +155,35 @@ class Feed(RuleBasedStateMachine):
                 assert outcome.changed or self.model == before
         for tail in self.tails:
             tail.coming += committed.changes
+
+    @rule(kind=KINDS, model=MODELS)
+    def ask_for_vectors(self, kind: TextKind, model: str) -> None:
+        """What waits for a vector is what has none of its text; the answers come whenever they come."""
+        ids = {row: node_id for (k, node_id), row in self.model.rows.items() if k == kind}
+        waiting = [ids[row] for row in self.writer.view.waiting_texts(kind, model).tolist()]
+        texts = {node_id: self.model.text_digest(kind, node_id) for node_id in ids.values()}
+        held = {n: d for (k, n, m), (d, _) in self.model.text_vectors.items() if (k, m) == (kind, model)}
+        assert waiting == [n for _, n in sorted(ids.items()) if held.get(n) != texts[n]]
+        self.asked += [(kind, n, str(texts[n])) for n in waiting]
+
+    @precondition(lambda self: self.asked)
+    @rule(model=MODELS, vector=VECTORS)
+    def answers_arrive(self, model: str, vector: bytes) -> None:
+        self.group([[PutTextVector(kind, n, model, digest, vector) for kind, n, digest in self.asked]])
+        self.asked.clear()
+
+    @rule(model=MODELS, vector=VECTORS)
+    def drop_model(self, model: str, vector: bytes) -> None:
+        """Every vector of a model, which then may have another length."""
+        view = self.writer.view
+        kinds: tuple[TextKind, ...] = ("item", "memory")
+        drops: list[Operation] = [
+            DeleteTextVector(kind, row, model)
+            for kind in kinds
+            for row in view.text_vectors(kind, model).rows().tolist()
+        ]
+        again = [PutTextVector("item", i, model, text_digest("A."), vector) for i in ("i0", "i1", "i2")]
+        self.group([drops, list(again)])
 
     # ----------------------------------------------------------------------------- restarts and snapshots
 

@@ -15,16 +15,21 @@ from hypothesis import strategies as st
 
 from graph import snapshot
 from graph.errors import Corrupt, SnapshotRequired
+from graph.node_text import item_text, text_digest
 from graph.schema import (
     RATING_DTYPE,
     ChangeSet,
     DeleteItem,
+    DeleteTextVector,
     DeleteUser,
+    Item,
     PutItem,
     PutMemory,
     PutPointer,
     PutRating,
+    PutTextVector,
     PutUser,
+    TextVector,
 )
 from graph.snapshot import (
     newest_snapshot,
@@ -56,8 +61,20 @@ def view(store: GraphStore) -> GraphView:
             writer, PutRating(f"u{user}", f"i{item}", float(rng.integers(1, 11)) / 2, int(rng.integers(99)))
         )
     write(writer, PutMemory("m", "u1", "likes\nnew lines"), PutPointer("encoder", "active", {"digest": "d"}))
-    write(writer, DeleteUser("u6"), DeleteItem("i8"))
+    text_vectors = [
+        PutTextVector("item", item.item_id, model, text_digest(item_text(item)), embedding(rng, dim))
+        for model, dim in (("t-1", 3), ("t-2", 5))
+        for item in writer.view.items()
+        if item.row != 4
+    ]
+    fact = PutTextVector("memory", "m", "t-1", text_digest("likes\nnew lines"), embedding(rng, 3))
+    write(writer, *text_vectors, fact)
+    write(writer, DeleteUser("u6"), DeleteItem("i8"), DeleteTextVector("item", 0, "t-2"))
     return writer.view
+
+
+def embedding(rng: np.random.Generator, dim: int) -> bytes:
+    return rng.standard_normal(dim).astype("<f2").tobytes()
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
@@ -103,6 +120,56 @@ def test_a_mapped_view_changes_without_touching_its_files(
     assert_same_view(read_snapshot(folder), view)
 
 
+def as_format_1(folder: Path) -> None:
+    """Turn a snapshot into what the version before text vectors wrote of the same graph."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["text_vectors"]
+    manifest["format"] = 1
+    for path in folder.glob("text_vectors.*"):
+        path.unlink()
+        del manifest["sha256"][path.name]
+    manifest["digest"] = snapshot._manifest_digest(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_snapshot_from_before_text_vectors_has_none(view: GraphView, tmp_path: Path) -> None:
+    folder = write_snapshot(tmp_path, view.contents())
+    as_format_1(folder)
+    again = newest_snapshot(tmp_path, view.store_id)
+    assert again is not None
+    assert (again.num_text_vectors, again.text_models("item")) == (0, ())
+    assert list(again.items()) == list(view.items())
+    assert again.num_ratings == view.num_ratings > 0
+
+
+def test_text_vectors_of_a_snapshot_change_without_touching_its_files(
+    view: GraphView, tmp_path: Path
+) -> None:
+    folder = write_snapshot(tmp_path, view.contents())
+    before, again = contents_of(folder), read_snapshot(folder)
+    assert again.text_models("item") == ("t-1", "t-2")
+    assert again.text_vectors("item", "t-2").rows().tolist() == [1, 2, 3, 5, 6, 7]
+    gone = TextVector("item", 1, "t-2", "", b"", view.version + 1, deleted=True)
+    moved = TextVector("item", 2, "t-2", "0" * 32, bytes(10), view.version + 1)
+    again.apply(ChangeSet(view.version, view.version + 1, text_vectors=[gone, moved]))
+    assert contents_of(folder) == before
+    assert_same_view(read_snapshot(folder), view)
+
+
+def test_the_name_of_a_model_is_no_name_of_a_file(tmp_path: Path) -> None:
+    view = GraphView("s")
+    names = ["..", "a/b", "A", "a", "con", "x" * 128, "\u2603 \"'"]
+    records = [TextVector("item", n, name, "0" * 32, bytes(2 * n + 2), 1) for n, name in enumerate(names)]
+    view.apply(ChangeSet(0, 1, items=[Item(n, f"i{n}", "T", (), None, "", 1) for n in range(7)]))
+    view.apply(ChangeSet(1, 2, text_vectors=records))
+    write_snapshot(tmp_path / "s", view.contents())
+    again = newest_snapshot(tmp_path / "s", "s")
+    assert again is not None
+    assert again.text_models("item") == tuple(sorted(names))
+    assert_same_view(again, view)
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
 def flip(folder: Path, name: str, place: int, bit: int) -> None:
     path = folder / name
     content = bytearray(path.read_bytes())
@@ -118,6 +185,7 @@ FILES = [
     "pointers.jsonl",
     *(f"by_user.{part}.npy" for part in ("indptr", "keys", "value", "timestamp")),
     *(f"by_item.{part}.npy" for part in ("indptr", "keys", "value")),
+    *(f"text_vectors.{n}.{part}.npy" for n in range(3) for part in ("rows", "vectors", "digests")),
 ]
 
 
@@ -155,7 +223,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     **{f"nothing in {name}": truncate(name, 0) for name in FILES},
     "another version": edit_manifest(lambda m: m.update(version=m["version"] + 1)),
     "another store": edit_manifest(lambda m: m.update(store_id="other")),
-    "another format": edit_manifest(lambda m: m.update(format=2)),
+    "another format": edit_manifest(lambda m: m.update(format=3)),
     "fewer rows": edit_manifest(lambda m: m.update(user_rows=1)),
     "no checksums": edit_manifest(lambda m: m.update(sha256={})),
     "checksums as a list": edit_manifest(lambda m: m.update(sha256=[])),

@@ -14,6 +14,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 
 from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
+from graph.node_text import item_text, text_digest
 from graph.schema import (
     ALL_KINDS,
     RATING_DTYPE,
@@ -25,6 +26,7 @@ from graph.schema import (
     PutMemory,
     PutPointer,
     PutRating,
+    PutTextVector,
     PutUser,
     WriteRequest,
 )
@@ -90,6 +92,56 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
     connection.close()
     with pytest.raises(Corrupt, match="schema 99"):
         open_store(tmp_path)
+
+
+def as_version_1(path: Path) -> None:
+    """Turn a store without text vectors into what the version before them wrote."""
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TABLE text_vectors")
+    connection.execute("UPDATE meta SET schema_version = 1")
+    connection.commit()
+    connection.close()
+
+
+def test_a_store_from_before_text_vectors_is_brought_up_to_date(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    writer = GraphWriter(store)
+    fill(writer)
+    write(writer, DeleteItem("i5"))
+    before, epoch = writer.view, writer.head.epoch
+    store.close()
+    as_version_1(tmp_path / "weft.sqlite")
+    for _ in range(2):  # the second finds it up to date
+        store = open_store(tmp_path)
+        assert store.store_id == before.store_id
+        assert store.head().epoch == epoch  # nobody is fenced by a look
+        assert_same_view(read_view(store), before)
+        store.close()
+    store = open_store(tmp_path)
+    writer = GraphWriter(store)
+    digest = text_digest(item_text(writer.view.item("i0")))
+    put = PutTextVector("item", "i0", "m", digest, np.ones(3, "<f2").tobytes())
+    assert write(writer, put).version == before.version + 1
+    behind = before.copy()
+    behind.apply(ChangeSet.concatenate(list(store.changes_since(before.version))))
+    assert behind.text_vectors("item", "m").rows().tolist() == [0]
+    assert_same_view(behind, writer.view)
+    store.close()
+
+
+def test_another_schema_is_left_as_it_is(tmp_path: Path) -> None:
+    open_store(tmp_path).close()
+    path = tmp_path / "weft.sqlite"
+    as_version_1(path)
+    connection = sqlite3.connect(path)
+    connection.execute("UPDATE meta SET schema_version = 99")
+    connection.commit()
+    with pytest.raises(Corrupt, match="schema 99"):
+        open_store(tmp_path)
+    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    connection.close()
+    assert "items" in names
+    assert "text_vectors" not in names
 
 
 def test_a_store_that_another_process_writes_to_is_busy(tmp_path: Path, monkeypatch: Any) -> None:
