@@ -15,17 +15,17 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from deployments.cli_output import messages, print_json, progress_bar, settings_rows
+from deployments import cli_cache, cli_encoders
+from deployments.cli_output import AsJson, messages, print_json, progress_bar, settings_rows
 from deployments.settings import Settings
-from graph.errors import InvalidInput, WeftError
+from graph.errors import WeftError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 imports = typer.Typer(no_args_is_help=True)
-encoders = typer.Typer(no_args_is_help=True)
 app.add_typer(imports, name="import", help="Bring data in.")
-app.add_typer(encoders, name="encoder", help="Trained encoders.")
+app.add_typer(cli_encoders.commands, name="encoder", help="Trained encoders.")
+app.add_typer(cli_cache.commands, name="cache", help="The cache of text embeddings.")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Strict = Annotated[bool, typer.Option(help="Refuse everything if one row is bad.")]
 RejectsFile = Annotated[Path, typer.Option("--rejects", help="Where bad rows are listed.")]
 
@@ -94,7 +94,7 @@ def prepare(settings: Settings, data: Path | None) -> None:
     _fill_if_empty(settings, data)
     if active_encoder(settings) is None:
         messages.print("No encoder yet: training one.")
-        _train_and_activate(settings, seed=0)
+        cli_encoders.train_and_activate(settings, seed=0)
 
 
 def _fill_if_empty(settings: Settings, data: Path | None) -> None:
@@ -260,130 +260,8 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
         messages.print(f"The rejected rows are in {rejects}.")
 
 
-# -------------------------------------------------------------------------------------------------- encoders
-
-
-@app.command()
-def train(
-    seed: Annotated[int, typer.Option(help="Same seed, same encoder.")] = 0,
-    activate: Annotated[bool, typer.Option(help="Make it the running encoder.")] = True,
-    as_json: AsJson = False,
-) -> None:
-    """Train an encoder on the ratings of the store and put it into service."""
-    settings = Settings()
-    path, metadata = _train_and_activate(settings, seed) if activate else _train(settings, seed)
-    if as_json:
-        print_json({"encoder": path.name, "path": str(path), "metadata": metadata})
-    else:
-        print(path.name)
-
-
-@encoders.command("list")
-def list_encoders(as_json: AsJson = False) -> None:
-    """Encoders in the data directory."""
-    from deployments.store_access import active_encoder
-    from models.graph_encoder.checkpoint import load_checkpoint
-
-    settings = Settings()
-    active = active_encoder(settings)
-    folder = settings.encoder_dir
-    found = [
-        {"encoder": path.name, "active": path == active, "dim": load_checkpoint(path).parameters.dim}
-        for path in sorted(folder.iterdir() if folder.is_dir() else [])
-    ]
-    if as_json:
-        print_json(found)
-        return
-    table = Table("encoder", "active", "dim")
-    for row in found:
-        table.add_row(str(row["encoder"]), "yes" if row["active"] else "", str(row["dim"]))
-    Console().print(table)
-
-
-@encoders.command("activate")
-def activate_encoder(digest: str) -> None:
-    """Make an encoder the running one, without a failed request."""
-    from deployments.store_access import activate
-    from models.graph_encoder.checkpoint import load_checkpoint
-
-    settings = Settings()
-    if not (settings.encoder_dir / digest).is_dir():
-        raise InvalidInput(f"no encoder {digest!r} in {settings.encoder_dir}: see `weft encoder list`")
-    load_checkpoint(settings.encoder_dir / digest)
-    activate(settings, digest)
-    messages.print(f"Encoder {digest} is active.")
-
-
-def _train_and_activate(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
-    from deployments.store_access import activate
-
-    path, metadata = _train(settings, seed)
-    activate(settings, path.name)
-    return path, metadata
-
-
-def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
-    from deployments.store_access import read_view
-    from models.graph_encoder.checkpoint import save_checkpoint
-    from models.graph_encoder.training import TrainingConfig
-    from models.graph_encoder.training import train as train_encoder
-
-    view = read_view(settings)
-    with progress_bar() as report:
-        trained = train_encoder(
-            view,
-            TrainingConfig(seed=seed),
-            lambda p: report("training", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
-        )
-    metadata = dict(trained.metadata)
-    path = save_checkpoint(
-        settings.encoder_dir, trained.parameters, trained.similarity, trained.settings, metadata
-    )
-    return path, metadata
-
-
-@app.command()
-def evaluate(
-    path: Annotated[Path, typer.Argument(help="MovieLens folder, or a CSV file of ratings.")],
-    protocol: Annotated[str, typer.Option(help="recommenders or temporal.")] = "recommenders",
-    baselines: Annotated[bool, typer.Option(help="Measure the usual baselines in the same run.")] = False,
-    user_column: Annotated[str, typer.Option(help="Of a CSV file.")] = "user_id",
-    item_column: Annotated[str, typer.Option(help="Of a CSV file.")] = "item_id",
-    rating_column: Annotated[
-        str, typer.Option(help="Of a CSV file; empty for implicit feedback.")
-    ] = "rating",
-    timestamp_column: Annotated[str | None, typer.Option(help="Of a CSV file.")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Ranking quality of what is served, on a data set's own test part."""
-    from deployments.evaluation_report import as_table, evaluate_dataset
-    from graph.datasets import Dataset, MovieLensDataset, TableDataset, TableOptions
-
-    dataset: Dataset
-    if path.is_file():
-        columns = TableOptions(
-            ratings=path,
-            user_column=user_column,
-            item_column=item_column,
-            rating_column=rating_column or None,
-            timestamp_column=timestamp_column,
-        )
-        dataset = TableDataset(columns)
-    else:
-        dataset = MovieLensDataset(path)
-    with progress_bar() as report:
-        found = evaluate_dataset(
-            dataset,
-            protocol,
-            baselines,
-            seed,
-            lambda p: report("evaluating", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
-        )
-    if as_json:
-        print_json(asdict(found))
-    else:
-        Console(width=160).print(as_table(found))
+app.command()(cli_encoders.train)
+app.command()(cli_encoders.evaluate)
 
 
 if __name__ == "__main__":

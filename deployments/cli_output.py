@@ -6,10 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 messages = Console(stderr=True, highlight=False)
 """Progress and errors; stdout is for data."""

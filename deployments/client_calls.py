@@ -1,4 +1,4 @@
-"""The calls of the HTTP API as data: one function per route builds a Call, results are frozen dataclasses.
+"""The calls of the HTTP API as data: one function per route builds a Call.
 
 Nothing here sends anything. `deployments.client` turns every function into a method of both clients.
 """
@@ -7,9 +7,33 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 from urllib.parse import quote
+
+from deployments.client_results import (
+    Embedding,
+    Encoder,
+    Found,
+    Item,
+    Page,
+    Rating,
+    Readiness,
+    Recommendations,
+    Reranked,
+    Similar,
+    TextVectors,
+    User,
+    UserFailure,
+    Written,
+    build,
+    failure_of,
+    found_of,
+    recommendations_of,
+    reranked_of,
+    similar_of,
+    text_vectors_of,
+)
 
 T = TypeVar("T")
 
@@ -29,116 +53,7 @@ class Call(Generic[T]):
     accepted: tuple[int, ...] = (200,)
 
 
-# ------------------------------------------------------------------------------------------------- results
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    version: str
-    changed: int
-    replayed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    user_id: str
-    attributes: dict[str, Any]
-    num_ratings: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    item_id: str
-    title: str
-    tags: tuple[str, ...]
-    year: int | None
-    text: str
-    num_ratings: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rating:
-    item_id: str
-    value: float
-    timestamp: int
-
-
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """`next` is the `after` of the page that follows, None on the last."""
-
-    records: tuple[T, ...]
-    next: str | None
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reason:
-    item_id: str
-    title: str
-    contribution: float
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendation:
-    item_id: str
-    title: str
-    score: float
-    because: tuple[Reason, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Recommendations:
-    user_id: str | None
-    basis: str
-    recommendations: tuple[Recommendation, ...]
-    version: str
-    item_version: str
-    encoder: str
-
-
-@dataclass(frozen=True, slots=True)
-class UserFailure:
-    """A user of a many-user request that could not be answered."""
-
-    user_id: str
-    code: str
-    message: str
-    retryable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Similar:
-    item_id: str
-    similar: tuple[Recommendation, ...]
-    version: str
-    item_version: str
-    encoder: str
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    node_id: str
-    kind: str
-    embedding: tuple[float, ...]
-    encoder: str
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    digest: str
-    state: str
-    dim: int
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    ready: bool
-    parts: dict[str, Any]
+# -------------------------------------------------------------------------------------------------- inputs
 
 
 class RatingInput(TypedDict):
@@ -169,7 +84,7 @@ def put_user(user_id: str, attributes: Mapping[str, Any] | None = None) -> Call[
 
 
 def get_user(user_id: str) -> Call[User]:
-    return Call("GET", f"/v1/users/{_segment(user_id)}", lambda data: _build(User, data))
+    return Call("GET", f"/v1/users/{_segment(user_id)}", lambda data: build(User, data))
 
 
 def delete_user(user_id: str) -> Call[Written]:
@@ -197,7 +112,7 @@ def put_items(items: Iterable[ItemInput]) -> Call[Written]:
 
 
 def get_item(item_id: str) -> Call[Item]:
-    return Call("GET", f"/v1/items/{_segment(item_id)}", lambda data: _build(Item, data))
+    return Call("GET", f"/v1/items/{_segment(item_id)}", lambda data: build(Item, data))
 
 
 def delete_item(item_id: str) -> Call[Written]:
@@ -209,10 +124,16 @@ def list_items(limit: int = 100, after: str | None = None) -> Call[Page[Item]]:
 
 
 def similar_items(
-    item_id: str, n: int = 10, tags: Sequence[str] = (), exclude: Sequence[str] = ()
+    item_id: str,
+    n: int = 10,
+    tags: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    by: str = "graph",
 ) -> Call[Similar]:
-    params = {"n": n, "tags": list(tags), "exclude": list(exclude)}
-    return Call("GET", f"/v1/items/{_segment(item_id)}/similar", _similar, params)
+    """The items closest to one item, by who rated them ("graph") or by what they say ("text")."""
+    params = {"n": n, "tags": list(tags), "exclude": list(exclude), "by": by}
+    return Call("GET", f"/v1/items/{_segment(item_id)}/similar", similar_of, params)
 
 
 # ------------------------------------------------------------------------------------------------- ratings
@@ -265,7 +186,7 @@ def recommend(
     ):
         if flag is not default:
             params[name] = "true" if flag else "false"
-    return Call("GET", f"/v1/users/{_segment(user_id)}/recommendations", _recommendations, params)
+    return Call("GET", f"/v1/users/{_segment(user_id)}/recommendations", recommendations_of, params)
 
 
 def recommend_many(
@@ -274,7 +195,7 @@ def recommend_many(
     """Recommendations for many users, in their order; `options` are those of `recommend`."""
 
     def parse(data: Any) -> tuple[Recommendations | UserFailure, ...]:
-        return tuple(_failure(r) if "error" in r else _recommendations(r) for r in data["results"])
+        return tuple(failure_of(r) if "error" in r else recommendations_of(r) for r in data["results"])
 
     return Call("POST", "/v1/recommendations", parse, body={"user_ids": list(user_ids), **options})
 
@@ -282,7 +203,60 @@ def recommend_many(
 def recommend_session(items: Iterable[str | tuple[str, float]], **options: Any) -> Call[Recommendations]:
     """Recommendations from what was liked just now, oldest first: ids, or (id, value)."""
     rows = [item if isinstance(item, str) else {"item_id": item[0], "value": item[1]} for item in items]
-    return Call("POST", "/v1/recommendations/session", _recommendations, body={"items": rows, **options})
+    return Call("POST", "/v1/recommendations/session", recommendations_of, body={"items": rows, **options})
+
+
+# ---------------------------------------------------------------------------------------------------- text
+
+
+def embed(
+    texts: str | Iterable[str],
+    *,
+    model: str | None = None,
+    dimensions: int | None = None,
+    truncate: bool = True,
+    prompt: str | None = None,
+) -> Call[TextVectors]:
+    """Vectors of one text or up to 2,048; without `truncate`, a text beyond the model's window is refused."""
+    body: dict[str, Any] = {"input": _texts(texts), "encoding_format": "base64"}
+    body |= _given(model=model, dimensions=dimensions)
+    options = {"truncate": truncate} | _given(prompt=prompt)
+    return Call("POST", "/v1/embeddings", text_vectors_of, body=body | {"weft": options}, reads=False)
+
+
+def search(
+    query: str,
+    n: int = 10,
+    *,
+    tags: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    candidates: Sequence[str] | None = None,
+) -> Call[Found]:
+    """The items that mean what a text says."""
+    body = {"query": query, "n": n, "tags": list(tags), "exclude": list(exclude)}
+    body |= _given(candidates=None if candidates is None else list(candidates))
+    return Call("POST", "/v1/search", found_of, body=body)
+
+
+def rerank(query: str, documents: Iterable[str], top_n: int | None = None) -> Call[Reranked]:
+    """Up to 1,000 documents in the order of their closeness to a query."""
+    body = {"query": query, "documents": _texts(documents)} | _given(top_n=top_n)
+    return Call("POST", "/v1/rerank", reranked_of, body=body, reads=False)
+
+
+def cache_statistics() -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/cache/stats", dict, reads=False)
+
+
+def invalidate_cache(
+    *, everything: bool = False, model: str | None = None, texts: str | Iterable[str] = ()
+) -> Call[int]:
+    """Drop entries of the embedding cache: all, those of a model, or those of texts; answers how many."""
+    what: dict[str, Any] = {"all": True} if everything else {}
+    what |= _given(model=model, texts=_texts(texts) or None)
+    if len(what) != 1:
+        raise ValueError("invalidate_cache takes exactly one of everything=True, model and texts")
+    return Call("POST", "/v1/cache/invalidate", lambda data: int(data["dropped"]), body=what, reads=False)
 
 
 # -------------------------------------------------------------------------------- encoders and operations
@@ -291,20 +265,20 @@ def recommend_session(items: Iterable[str | tuple[str, float]], **options: Any) 
 def embedding(node_id: str, kind: str | None = None) -> Call[Embedding]:
     params = {} if kind is None else {"kind": kind}
     return Call(
-        "GET", f"/v1/nodes/{_segment(node_id)}/embedding", lambda data: _build(Embedding, data), params
+        "GET", f"/v1/nodes/{_segment(node_id)}/embedding", lambda data: build(Embedding, data), params
     )
 
 
 def list_encoders() -> Call[tuple[Encoder, ...]]:
     return Call(
-        "GET", "/v1/encoders", lambda data: tuple(_build(Encoder, entry) for entry in data["encoders"])
+        "GET", "/v1/encoders", lambda data: tuple(build(Encoder, entry) for entry in data["encoders"])
     )
 
 
 def activate_encoder(digest: str) -> Call[Written]:
     # Takes no Idempotency-Key, and a second activation is a second entry in the audit.
     path = f"/v1/encoders/{_segment(digest)}/activate"
-    return Call("POST", path, lambda data: _build(Written, data), idempotent=False, reads=False)
+    return Call("POST", path, lambda data: build(Written, data), idempotent=False, reads=False)
 
 
 def live() -> Call[bool]:
@@ -313,7 +287,7 @@ def live() -> Call[bool]:
 
 def ready() -> Call[Readiness]:
     """Whether the service is ready, and its parts; does not wait."""
-    return Call("GET", "/readyz", lambda data: _build(Readiness, data), reads=False, accepted=(200, 503))
+    return Call("GET", "/readyz", lambda data: build(Readiness, data), reads=False, accepted=(200, 503))
 
 
 def status() -> Call[dict[str, Any]]:
@@ -329,41 +303,25 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
+def _texts(texts: str | Iterable[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _given(**values: object) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _write(method: str, path: str, body: object = None) -> Call[Written]:
     # One key per call, not per attempt: a retried write is answered like the first and written once.
     headers = {"idempotency-key": uuid.uuid4().hex}
-    return Call(method, path, lambda data: _build(Written, data), body=body, headers=headers, reads=False)
+    return Call(method, path, lambda data: build(Written, data), body=body, headers=headers, reads=False)
 
 
 def _page(path: str, plural: str, record: type[T], limit: int, after: str | None) -> Call[Page[T]]:
     def parse(data: Any) -> Page[T]:
         version = data["version"]
-        records = tuple(_build(record, {"version": version, **entry}) for entry in data[plural])
+        records = tuple(build(record, {"version": version, **entry}) for entry in data[plural])
         return Page(records, data["next"], version)
 
     params = {"limit": limit} if after is None else {"limit": limit, "after": after}
     return Call("GET", path, parse, params)
-
-
-def _build(kind: type[T], data: Mapping[str, Any]) -> T:
-    """A dataclass from JSON. Keys it does not know are left out: the service may be newer than the client."""
-    values = {f.name: data[f.name] for f in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-
-
-def _entry(data: Mapping[str, Any]) -> Recommendation:
-    because = tuple(_build(Reason, reason) for reason in data.get("because", ()))
-    return Recommendation(data["item_id"], data["title"], data["score"], because)
-
-
-def _recommendations(data: Mapping[str, Any]) -> Recommendations:
-    entries = [_entry(entry) for entry in data["recommendations"]]
-    return _build(Recommendations, {**data, "recommendations": entries})
-
-
-def _similar(data: Mapping[str, Any]) -> Similar:
-    return _build(Similar, {**data, "similar": [_entry(entry) for entry in data["similar"]]})
-
-
-def _failure(data: Mapping[str, Any]) -> UserFailure:
-    return _build(UserFailure, {"user_id": data["user_id"], **data["error"]})

@@ -1,4 +1,7 @@
-"""`weft evaluate`: data from files, a table or JSON out. The measuring is `models.evaluation`."""
+"""`weft evaluate`: data from files, a table or JSON out.
+
+The measuring is `models.evaluation` and `models.cold_start`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,14 @@ from graph.datasets import Rejects
 from graph.datasets.records import Dataset
 from graph.errors import InvalidInput
 from graph.schema import Item, User
+from models.cold_start import ColdReport, ListMetrics, evaluate_cold
 from models.evaluation import Report, evaluate_protocol
 from models.graph_encoder.training import Progress, TrainingConfig
 from models.interactions import Interactions
+from models.offline_service import embed_items
+from models.text_encoder.protocol import TextEncoder
 
-PROTOCOLS = ("recommenders", "temporal")
+PROTOCOLS = ("recommenders", "temporal", "cold")
 
 
 def evaluate_dataset(
@@ -24,8 +30,13 @@ def evaluate_dataset(
     baselines: bool,
     seed: int,
     progress: Callable[[Progress], None],
-) -> Report:
-    """Split the data set's ratings by the protocol, train on one part and measure on the other."""
+    text_encoder: TextEncoder | None = None,
+) -> Report | ColdReport:
+    """Split the data set's ratings by the protocol, train on one part and measure on the other.
+
+    With a text encoder the items' texts are embedded first and are Weft's features in place of hashed words;
+    the protocol `cold` measures both. `baselines` says nothing to `cold`, which has popularity only.
+    """
     if protocol not in PROTOCOLS:
         raise InvalidInput(f"protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}", param="protocol")
     with Rejects() as rejects:
@@ -45,13 +56,70 @@ def evaluate_dataset(
         len(items),
     )
     config = TrainingConfig(seed=seed)
+    vectors, text_model = None, None
+    if text_encoder is not None:
+        progress(Progress("embedding", 0, 1, f"{len(items):,} texts"))
+        vectors, text_model = embed_items(items, text_encoder), text_encoder.fingerprint.name
+    if protocol == "cold":
+        return evaluate_cold(
+            ratings,
+            items,
+            users,
+            item_vectors=vectors,
+            text_model=text_model,
+            config=config,
+            progress=progress,
+        )
     return evaluate_protocol(
-        ratings, items, users, protocol, baselines=baselines, config=config, progress=progress
+        ratings,
+        items,
+        users,
+        protocol,  # type: ignore[arg-type]
+        baselines=baselines,
+        config=config,
+        progress=progress,
+        item_vectors=vectors,
+        text_model=text_model,
     )
 
 
-def as_table(report: Report) -> Table:
+def as_table(report: Report | ColdReport) -> Table:
     """One row per system; the best of each column is bold."""
+    return _cold_table(report) if isinstance(report, ColdReport) else _ranking_table(report)
+
+
+def _cold_table(report: ColdReport) -> Table:
+    """Of every bucket the figures among all items and, behind a bar, among the bucket's own."""
+    figures = ("ndcg_at_10", "recall_at_10", "recall_at_50")
+    columns: list[list[tuple[ListMetrics | None, str]]] = []
+    for system in report.systems:
+        lists = [system.overall, *(m for b in system.buckets for m in (b.among_all, b.among_own))]
+        columns.append([(metrics, figure) for metrics in lists for figure in figures])
+    values = np.array(
+        [[np.nan if m is None else getattr(m, figure) for m, figure in row] for row in columns], np.float64
+    )
+    best = np.nanmax(values, axis=0)
+    table = Table(
+        "system",
+        title=f"cold: {report.num_users:,} users, {report.num_train:,} ratings to learn from",
+        caption="nDCG@10, recall@10, recall@50; by training ratings of the item, among all items | among "
+        "those of as many ratings",
+    )
+    for size in report.sizes:
+        table.add_column(f"{size.bucket}\n{size.num_items:,} items, {size.num_test:,} tested")
+    table.add_column("all")
+    for system, row in zip(report.systems, values, strict=True):
+        cells = [
+            "-" if np.isnan(v) else f"[bold]{v:.4f}[/bold]" if v == b else f"{v:.4f}"
+            for v, b in zip(row, best, strict=True)
+        ]
+        triples = [" ".join(cells[first : first + 3]) for first in range(0, len(cells), 3)]
+        pairs = [f"{triples[1 + 2 * n]} | {triples[2 + 2 * n]}" for n in range(len(report.sizes))]
+        table.add_row(system.system, *pairs, triples[0])
+    return table
+
+
+def _ranking_table(report: Report) -> Table:
     names = ("MAP", "nDCG", "precision", "recall")
     cutoffs = sorted(report.systems[0].metrics)
     headings = [f"{name}@{k}" for k in cutoffs for name in names]

@@ -9,7 +9,15 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.messages import Int64, ItemVectors, UserQuery, UserVector
+from deployments.messages import (
+    EmbedAnswer,
+    EmbedQuery,
+    Int64,
+    ItemVectors,
+    TextModelInfo,
+    UserQuery,
+    UserVector,
+)
 from graph.errors import Overloaded, Unavailable, WeftError
 
 
@@ -31,6 +39,32 @@ async def answer(handle: DeploymentHandle, method: str, *args: object) -> Any:
     if isinstance(found, WeftError):
         raise found
     return found
+
+
+async def call_all(handle: DeploymentHandle, method: str, *args: object, timeout_s: float) -> list[Any]:
+    """Call every replica there is; one answer each. Raises Unavailable when one of them does not answer."""
+    try:
+        found: list[Any] = await handle.broadcast(method, *args).results_async(timeout_s=timeout_s)
+    except RayTaskError:
+        raise
+    except (RayServeException, RayError, AioRpcError, TimeoutError) as error:
+        raise Unavailable(f"a part of the service is restarting ({type(error).__name__})") from error
+    return found
+
+
+class EmbedderHandle:
+    """The text embedder as the indexer sees it."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def model(self) -> TextModelInfo:
+        found: TextModelInfo = await answer(self._handle, "model")
+        return found
+
+    async def embed(self, query: EmbedQuery) -> EmbedAnswer:
+        found: EmbedAnswer = await answer(self._handle, "embed", query)
+        return found
 
 
 class EncoderHandle:

@@ -193,6 +193,17 @@ class EmbedAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class TextModelInfo:
+    """A text model that an embedder has open."""
+
+    name: str  # fingerprint's name
+    model: str  # as people call it
+    dimensions: int
+    max_tokens: int
+    spec: dict[str, object]  # how to open it again, without secrets
+
+
+@dataclass(frozen=True, slots=True)
 class SearchQuery:
     """A text's nearest items."""
 
@@ -206,11 +217,14 @@ class SearchQuery:
 
 @dataclass(frozen=True, slots=True)
 class SearchAnswer:
-    """`because` of a result is empty; `score` is what results are ordered by, greatest first."""
+    """`because` of a result is empty; `score` is what results are ordered by, greatest first.
+
+    Without `text_model` no vectors took part: the text model does not answer, and words alone were compared.
+    """
 
     results: tuple[Recommendation, ...]
     version: int
-    text_model: str
+    text_model: str | None
     waiting: int  # items whose text has no vector yet
 
 

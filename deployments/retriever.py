@@ -15,23 +15,28 @@ from deployments.following import Follower
 from deployments.generations import Generations, load_generation
 from deployments.graph_client import GraphStateClient
 from deployments.messages import (
+    Float32,
     Int64,
     ItemVectors,
     Reason,
     RecommendAnswer,
     Recommendation,
     RecommendQuery,
+    SearchAnswer,
+    SearchQuery,
     SimilarAnswer,
     UserQuery,
     UserVector,
 )
 from deployments.ranked_items import RankedItems
+from deployments.searchable_items import SearchableItems
 from deployments.settings import Settings
 from graph.delta import Delta
 from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item
 from graph.view import GraphView
 from models.ranking import RankQuery, RankResult
+from models.text_search import SearchResult
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +68,10 @@ class Retriever:
         self._encoder = encoder
         self._view = GraphView()
         self._tagged: dict[str, set[int]] = defaultdict(set)
+        self._searchable = SearchableItems()
         self._generations: Generations[RankedItems] = Generations(self._build)
         self._follower = Follower(
-            "retriever", self, source, settings.snapshot_dir, frozenset(("item", "pointer"))
+            "retriever", self, source, settings.snapshot_dir, frozenset(("item", "text_vector", "pointer"))
         )
         self._pulling = asyncio.Lock()
         self._puller: asyncio.Task[None] | None = None
@@ -88,6 +94,7 @@ class Retriever:
         self._tagged.clear()
         for item in view.items():
             self._tag(item)
+        self._searchable.load(view)
         await self._generations.restart(view)
 
     async def apply(self, changes: ChangeSet) -> None:
@@ -100,6 +107,7 @@ class Retriever:
                 vectors[digest] = await self._fetch_fresh(digest, fresh, changes.to_version)
         delta = self._view.apply(changes)
         self._apply_items(delta)
+        self._searchable.apply(changes)
         for generation in self._generations.all():
             gone = np.array([i.row for i in changes.items if i.deleted], np.int64)
             if len(gone):
@@ -240,23 +248,65 @@ class Retriever:
         return [a if a is not None else Unavailable("no answer") for a in answers]
 
     async def similar(
-        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], by: str, min_version: int
     ) -> SimilarAnswer | WeftError:
-        """Items whose vectors point the same way, by cosine."""
-        generation = self._generations.active
-        if generation is None:
-            return self._generations.absence()
+        """Items whose vectors point the same way, by cosine: the encoder's vectors, or those of the texts."""
         try:
             self._check_version(min_version)
             row = self._view.item(item_id).row
-            allowed = self._allowed(tags, None)
-            result = generation.ranker.similar(row, n, allowed=allowed, exclude=self._known_rows(exclude))
+            allowed, banned = self._allowed(tags, None), self._known_rows(exclude)
+            if by == "text":
+                return self._similar_text(item_id, row, n, allowed, banned)
+            generation = self._generations.active
+            if generation is None:
+                return self._generations.absence()
+            result = generation.ranker.similar(row, n, allowed=allowed, exclude=banned)
         except WeftError as error:
             return error
         similar = self._recommendations(result)
         return SimilarAnswer(
             item_id, similar, self._follower.version, generation.version, "graph", generation.digest
         )
+
+    def _similar_text(
+        self, item_id: str, row: int, n: int, allowed: Int64 | None, banned: Int64
+    ) -> SimilarAnswer:
+        model, index = self._searchable.active, self._searchable.get(None)
+        if model is None or index is None:
+            raise Unavailable("no text model is active yet: its vectors are being made")
+        found = index.similar(row, n, allowed, banned)
+        version = self._follower.version
+        return SimilarAnswer(item_id, self._found(found), version, version, "text", model)
+
+    async def search(
+        self, queries: list[SearchQuery], vectors: Float32 | None, model: str | None
+    ) -> list[SearchAnswer | WeftError]:
+        """Items by text. `vectors` float32 [queries, d] are the queries' under `model`; None: words alone."""
+        return [
+            self._search(query, None if vectors is None else vectors[n], model)
+            for n, query in enumerate(queries)
+        ]
+
+    def _search(
+        self, query: SearchQuery, vector: Float32 | None, model: str | None
+    ) -> SearchAnswer | WeftError:
+        try:
+            self._check_version(query.min_version)
+            index = self._searchable.get(model)
+            if index is None:
+                # The embedder has moved on to another model, and this replica is about to learn of it.
+                raise NotYet(f"the retriever has no vectors of text model {model}")
+            found = index.search(
+                query.text,
+                vector if vector is not None and len(vector) == index.dim else None,
+                query.n,
+                self._allowed(query.tags, query.candidates),
+                self._known_rows(query.exclude),
+            )
+        except WeftError as error:
+            return error
+        waiting = self._searchable.num_without_vector()
+        return SearchAnswer(self._found(found), self._follower.version, model, waiting)
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Long-poll: whether this replica reached `version` in time."""
@@ -274,6 +324,8 @@ class Retriever:
             "item_version": -1 if active is None else active.version,
             "encoder": None if active is None else active.digest,
             "generations": list(self.generations()),
+            "text_model": self._searchable.active,
+            "without_text_vector": self._searchable.num_without_vector(),
         }
 
     def check_health(self) -> None:
@@ -361,6 +413,13 @@ class Retriever:
             for row, score, reasons in zip(
                 result.rows.tolist(), result.scores.tolist(), result.reasons, strict=True
             )
+            if (item := self._view.item_at(row)) is not None
+        )
+
+    def _found(self, found: SearchResult) -> tuple[Recommendation, ...]:
+        return tuple(
+            Recommendation(item.item_id, item.title, score)
+            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
             if (item := self._view.item_at(row)) is not None
         )
 

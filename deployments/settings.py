@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+from urllib.parse import quote
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from graph.schema import MAX_ROWS_PER_WRITE
@@ -95,6 +96,77 @@ class RetrieverSettings(_Group):
     pull_rows: int = Field(4_000, ge=1, description="Item rows per pull; a pull must stay under 4 MiB.")
 
 
+class TextEmbedderSettings(_Group):
+    """The text model and what runs it."""
+
+    backend: Literal["sentence-transformers", "openai", "hashing"] = Field(
+        "sentence-transformers",
+        description="What runs the model: this machine, an OpenAI-compatible endpoint, or hashed words.",
+    )
+    model: str = Field(
+        "all-MiniLM-L6-v2",
+        min_length=1,
+        description="Name or path of the text model; the default comes with the installation.",
+    )
+    url: str = Field("", description="Base of the endpoint, such as http://127.0.0.1:8080/v1 (openai).")
+    api_key: SecretStr | None = Field(None, description="Key for the endpoint (openai).")
+    allow_download: bool = Field(False, description="Fetch a model that is not here from the model hub.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the computation; auto: bfloat16 where the hardware has it. See docs/cache.md."
+    )
+    prompt: str = Field("", description="Stands before every text of an item or a memory.")
+    query_prompt: str | None = Field(
+        None, description="Stands before a search query; default: the same as before texts."
+    )
+    dimensions: int | None = Field(None, ge=1, description="Shorten vectors (Matryoshka models only).")
+    matryoshka_dimensions: tuple[int, ...] = Field(
+        (), description="Lengths that a request may ask for; empty: the model is not trained for that."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="A window smaller than the model's own.")
+    num_threads: int | None = Field(
+        None, ge=1, le=256, description="Threads of the model; default: the machine's cores, at most 4."
+    )
+    timeout_s: Seconds = Field(30.0, description="How long one request to the endpoint may take.")
+    num_replicas: int = Field(1, ge=1, description="Replicas; each holds the model.")
+    num_cpus: Cpus = Field(0.4, description="CPUs claimed per replica.")
+    max_ongoing_requests: int = Field(256, ge=1, description="Calls in flight per replica.")
+    max_waiting_texts: int = Field(20_000, ge=1, description="Texts waiting for the model beyond answer 429.")
+    write_wait_s: float = Field(
+        0.25,
+        ge=0,
+        le=10,
+        description="How long a write of items waits for their vectors; later ones follow as a change.",
+    )
+    write_wait_items: int = Field(
+        32, ge=0, description="Writes of more items than this do not wait for vectors."
+    )
+
+
+class CacheSettings(_Group):
+    """The cache of text embeddings."""
+
+    enabled: bool = Field(True, description="False: every text is embedded anew.")
+    url: SecretStr | None = Field(
+        None,
+        description=(
+            "redis://, rediss://, unix://, redis+cluster://, sqlite:///PATH, memory:// or none://; default: "
+            "Redis at REDIS_HOST, REDIS_PORT, REDIS_PASSWORD (localhost:6379) when it answers, else a file."
+        ),
+    )
+    memory_bytes: int = Field(64 << 20, ge=0, description="In-process tier of each replica.")
+    ttl_s: float = Field(7 * 24 * 3600.0, gt=0, description="How long an entry is kept.")
+    timeout_s: float = Field(0.25, gt=0, le=30, description="Beyond it Redis counts as not answering.")
+
+
+class TextIndexerSettings(_Group):
+    """Gives items and memories their text vectors, in the background."""
+
+    num_cpus: Cpus = Field(0.1, description="CPUs claimed.")
+    batch_texts: int = Field(256, ge=1, le=MAX_ROWS_PER_WRITE, description="Texts per call and per write.")
+    retry_s: Seconds = Field(1.0, description="Pause after a failure; doubles up to 10 s.")
+
+
 class IngressSettings(_Group):
     """The HTTP front."""
 
@@ -106,6 +178,9 @@ class IngressSettings(_Group):
     )
     request_timeout_s: Seconds = Field(
         15.0, description="How long a write may take, a writer's restart included."
+    )
+    embed_timeout_s: Seconds = Field(
+        60.0, description="How long embeddings may take, waiting for the model included."
     )
     max_batch: int = Field(64, ge=1, description="Calls that share one handle call at most.")
 
@@ -127,6 +202,9 @@ class Settings(BaseSettings):
     graph_state: GraphStateSettings = GraphStateSettings()
     graph_encoder: GraphEncoderSettings = GraphEncoderSettings()
     retriever: RetrieverSettings = RetrieverSettings()
+    text_embedder: TextEmbedderSettings = TextEmbedderSettings()
+    text_indexer: TextIndexerSettings = TextIndexerSettings()
+    cache: CacheSettings = CacheSettings()
     ingress: IngressSettings = IngressSettings()
 
     @field_validator("data_dir")
@@ -163,6 +241,23 @@ class Settings(BaseSettings):
     @property
     def encoder_dir(self) -> Path:
         return self.data_dir / "encoders"
+
+    @property
+    def cache_file(self) -> Path:
+        """Where embeddings are cached when there is no Redis."""
+        return self.data_dir / "embeddings.sqlite"
+
+    @property
+    def redis_url(self) -> str | None:
+        """The Redis that REDIS_HOST and its like name, as a URL; None where none of them is set.
+
+        Holds the password.
+        """
+        host, port, password = (os.environ.get(f"REDIS_{name}") for name in ("HOST", "PORT", "PASSWORD"))
+        if not (host or port or password):
+            return None
+        secret = f":{quote(password, safe='')}@" if password else ""
+        return f"redis://{secret}{host or 'localhost'}:{port or 6379}"
 
     @property
     def url(self) -> str:

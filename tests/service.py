@@ -130,6 +130,8 @@ def environment(data_dir: Path, port: int, mark: str = "") -> dict[str, str]:
     return kept | {
         "WEFT_DATA_DIR": str(data_dir),
         "WEFT_HTTP__PORT": str(port),
+        # A file of its own: the Redis of this machine belongs to somebody else.
+        "WEFT_CACHE__URL": f"sqlite:///{data_dir / 'embeddings.sqlite'}",
         "UNDER_TEST": mark,
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "200",

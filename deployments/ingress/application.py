@@ -11,7 +11,18 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.ingress import encoders, items, nodes, operations, ratings, recommendations, users
+from deployments.ingress import (
+    cache,
+    embeddings,
+    encoders,
+    items,
+    nodes,
+    operations,
+    ratings,
+    recommendations,
+    search,
+    users,
+)
 from deployments.ingress.backend import Backend
 from deployments.ingress.edge import Edge
 from deployments.ingress.exchange import Service
@@ -45,7 +56,18 @@ def create_app(
     """
     service = Service(backend_factory, remembered_nodes)
     app = _Application(service, max_body_bytes, loopback_only, version)
-    for module in (recommendations, ratings, users, items, nodes, encoders, operations):
+    for module in (
+        recommendations,
+        search,
+        embeddings,
+        ratings,
+        users,
+        items,
+        nodes,
+        encoders,
+        cache,
+        operations,
+    ):
         app.include_router(module.router)
     return app
 

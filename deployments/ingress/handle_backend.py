@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, TypeVar
 
+import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from deployments.coalescing import Coalescer
 from deployments.graph_client import RemoteGraphState
 from deployments.graph_state import Outcome
-from deployments.handles import answer, call
+from deployments.handles import answer, call, call_all
+from deployments.ingress.item_vectors import ItemVectors
 from deployments.messages import (
+    CacheInvalidation,
+    EmbedAnswer,
+    EmbedQuery,
     EncoderInfo,
     ItemRecord,
     NodeEmbedding,
     Page,
     RecommendAnswer,
     RecommendQuery,
+    RerankAnswer,
+    RerankQuery,
+    SearchAnswer,
+    SearchQuery,
     SimilarAnswer,
     UserRecord,
 )
@@ -32,28 +43,44 @@ from graph.schema import RATING_HIGH, Idempotency, WriteRequest, WriteResult
 
 T = TypeVar("T")
 
+logger = logging.getLogger("weft.ingress")
+
 _STATUS_TIMEOUT_S = 2.0
+_EMBED_TEXTS = 512
+_QUERY_EMBED_S = 2.0  # beyond it a search goes by words alone
+_COUNTS = ("lookups", "hits", "misses", "encoded", "errors")
 _RETRY_S = 0.01
 _WARM_UP_ROUNDS = 3
 _OWN_KEY_TTL_S = 600.0  # the ingress repeats a write for seconds, not for a day
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Handles of the deployments behind the ingress."""
+
+    graph_encoder: DeploymentHandle
+    retriever: DeploymentHandle
+    text_embedder: DeploymentHandle
+    text_indexer: DeploymentHandle
+    graph_keeper: DeploymentHandle
+
+
 class HandleBackend:
     """One per ingress replica. Reads and writes that wait together share a call."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        encoder: DeploymentHandle,
-        retriever: DeploymentHandle,
-        keeper: DeploymentHandle,
-        state: RemoteGraphState,
-        store_id: str,
-    ) -> None:
+    def __init__(self, settings: Settings, parts: Parts, state: RemoteGraphState, store_id: str) -> None:
         self.store_id = store_id
         self._warm, self._warming = False, asyncio.Lock()
         self._limits = settings.ingress
-        self._encoder, self._retriever, self._keeper, self._state = encoder, retriever, keeper, state
+        self._query_prompt = settings.text_embedder.query_prompt
+        self._parts, self._state = parts, state
+        self._encoder, self._retriever, self._keeper = (
+            parts.graph_encoder,
+            parts.retriever,
+            parts.graph_keeper,
+        )
+        self._embedder = parts.text_embedder
+        self._item_vectors = ItemVectors(parts.text_embedder, settings.text_embedder)
         self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
             self._send_writes, max_batch=self._limits.max_batch, name="the write"
         )
@@ -63,10 +90,14 @@ class HandleBackend:
             max_in_flight=2,
             name="the recommendation",
         )
+        self._searches: Coalescer[SearchQuery, SearchAnswer] = Coalescer(
+            self._send_searches, max_batch=self._limits.max_batch, max_in_flight=2, name="the search"
+        )
 
     # ------------------------------------------------------------------------------------------- writing
 
     async def write(self, request: WriteRequest) -> WriteResult:
+        request = await self._item_vectors.added_to(request)
         if request.idempotency is None:
             # So that the call can be repeated when the writer dies between commit and answer.
             key = Idempotency("ingress", uuid.uuid4().hex, "", ttl_s=_OWN_KEY_TTL_S, keep_unchanged=False)
@@ -87,12 +118,85 @@ class HandleBackend:
         return answers
 
     async def similar(
-        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+        self,
+        item_id: str,
+        n: int,
+        tags: tuple[str, ...],
+        exclude: tuple[str, ...],
+        min_version: int,
+        by: str = "graph",
     ) -> SimilarAnswer:
         found: SimilarAnswer = await self._ask(
-            self._retriever, min_version, "similar", item_id, n, tags, exclude
+            self._retriever, min_version, "similar", item_id, n, tags, exclude, by
         )
         return found
+
+    # -------------------------------------------------------------------------------------------------- texts
+
+    async def embed(self, query: EmbedQuery) -> EmbedAnswer:
+        # In pieces: by default a message between replicas has 4 MiB.
+        texts = query.texts
+        pieces = [texts[first : first + _EMBED_TEXTS] for first in range(0, len(texts), _EMBED_TEXTS)]
+        found = await asyncio.gather(*(self._embed(replace(query, texts=piece)) for piece in pieces))
+        if len(found) == 1:
+            return found[0]
+        if len({part.text_model for part in found}) > 1:
+            raise Unavailable("the text model changed meanwhile; repeat the request")
+        return replace(
+            found[0],
+            vectors=np.concatenate([part.vectors for part in found]),
+            tokens=np.concatenate([part.tokens for part in found]),
+            hits=sum(part.hits for part in found),
+            truncated=sum(part.truncated for part in found),
+        )
+
+    async def _embed(self, query: EmbedQuery) -> EmbedAnswer:
+        found: EmbedAnswer = await self._timed(answer(self._embedder, "embed", query))
+        return found
+
+    async def search(self, query: SearchQuery) -> SearchAnswer:
+        parts = (self._retriever,)
+        return await self._reading(lambda: self._searches.call(query), query.min_version, parts)
+
+    async def _send_searches(self, queries: list[SearchQuery]) -> list[SearchAnswer | WeftError]:
+        texts = tuple(query.text for query in queries)
+        vectors, model = None, None
+        try:
+            asked = EmbedQuery(texts, prompt=self._query_prompt)
+            async with asyncio.timeout(_QUERY_EMBED_S):
+                embedded: EmbedAnswer = await answer(self._embedder, "embed", asked)
+            vectors, model = embedded.vectors, embedded.text_model
+        except (WeftError, TimeoutError) as error:
+            # Words alone still find titles; the answer says that no text model took part.
+            logger.warning("%d searches go by words alone: %s", len(queries), error)
+        found: list[SearchAnswer | WeftError] = await call(self._retriever, "search", queries, vectors, model)
+        return found
+
+    async def rerank(self, query: RerankQuery) -> RerankAnswer:
+        found: RerankAnswer = await self._timed(answer(self._embedder, "rerank", query))
+        return found
+
+    async def cache_statistics(self) -> dict[str, object]:
+        replicas = await call_all(self._embedder, "cache_statistics", timeout_s=_STATUS_TIMEOUT_S)
+        return combined(replicas)
+
+    async def invalidate_cache(self, what: CacheInvalidation) -> int:
+        dropped = await call_all(self._embedder, "invalidate", what, timeout_s=self._limits.request_timeout_s)
+        for entry in dropped:
+            if isinstance(entry, WeftError):
+                raise entry
+        return sum(dropped)
+
+    async def _timed(self, asked: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._limits.embed_timeout_s):
+                return await asked
+        except TimeoutError:
+            raise Unavailable(
+                f"no answer within {self._limits.embed_timeout_s:g} s; repeat the request"
+            ) from None
+
+    # -------------------------------------------------------------------------------------------------- nodes
 
     async def user(self, user_id: str, min_version: int) -> UserRecord:
         found: UserRecord = await self._ask(self._encoder, min_version, "read_user", user_id)
@@ -162,7 +266,7 @@ class HandleBackend:
         return found
 
     async def ready(self) -> tuple[bool, dict[str, object]]:
-        parts = await self._parts()
+        parts = await self._statuses()
         state, encoder, retriever = parts["graph_state"], parts["graph_encoder"], parts["retriever"]
         checks: dict[str, object] = {
             "graph_state": "error" not in state,
@@ -178,7 +282,7 @@ class HandleBackend:
             async with self._warming:
                 if not self._warm:
                     await self._warm_up()
-        return ready, {"checks": checks, "reasons": reasons}
+        return ready, {"checks": checks, "reasons": reasons, "degraded": degraded(parts)}
 
     async def _warm_up(self) -> None:
         """Go through every hop and the whole ranking, so that the first user does not pay for it."""
@@ -188,21 +292,53 @@ class HandleBackend:
             for item_id in items:
                 await self.recommend(RecommendQuery(session=((item_id, RATING_HIGH),)))
                 await self.similar(item_id, 1, (), (), 0)
+                await self.search(SearchQuery(item_id, 1))
             await self.write(WriteRequest(()))  # changes nothing and leaves nothing
         self._warm = True
 
     async def status(self) -> dict[str, object]:
-        return dict(await self._parts())
+        return dict(await self._statuses())
 
-    async def _parts(self) -> dict[str, dict[str, Any]]:
+    async def _statuses(self) -> dict[str, dict[str, Any]]:
         asked: dict[str, Awaitable[dict[str, Any]]] = {
             "graph_state": self._state.status(),
             "graph_encoder": call(self._encoder, "status"),
             "retriever": call(self._retriever, "status"),
+            "text_embedder": call(self._embedder, "status"),
+            "text_indexer": call(self._parts.text_indexer, "status"),
             "graph_keeper": call(self._keeper, "status"),
         }
         found = await asyncio.gather(*(_or_error(a) for a in asked.values()))
         return dict(zip(asked, found, strict=True))
+
+
+def degraded(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What works less well than it could, and why, in words."""
+    found: dict[str, str] = {}
+    embedder, indexer = parts["text_embedder"], parts["text_indexer"]
+    if reason := embedder.get("cache_degraded"):
+        found["cache"] = reason
+    failure = next((text for text in embedder.get("failures", {}).values()), None)
+    if reason := embedder.get("error") or failure:
+        found["text_embedder"] = f"search goes by words alone and new items wait for their vectors: {reason}"
+    if waiting := indexer.get("waiting"):
+        reason = indexer.get("failure") or "they are being made"
+        found["text_vectors"] = f"{waiting} texts wait for their vectors: {reason}"
+    return found
+
+
+def combined(replicas: list[dict[str, Any]]) -> dict[str, object]:
+    """Statistics of the cache over all replicas of the text embedder: counts added up, and each as it is."""
+    counts: Counter[str] = Counter()
+    for replica in replicas:
+        for statistics in replica["models"].values():
+            counts.update({name: statistics[name] for name in _COUNTS if name in statistics})
+    lookups = counts["lookups"]
+    return {
+        **{name: counts[name] for name in _COUNTS},
+        "hit_rate": counts["hits"] / lookups if lookups else None,
+        "replicas": replicas,
+    }
 
 
 async def _or_error(asked: Awaitable[dict[str, Any]]) -> dict[str, Any]:

@@ -69,11 +69,11 @@ async def delete_item(request: Request, item_id: str) -> Response:
 
 @router.get("/v1/items/{item_id}/similar", response_model=SimilarItemsAnswer, openapi_extra=SIMILAR.openapi())
 async def similar_items(request: Request, item_id: str) -> Response:
-    """The items closest to one item."""
+    """The items closest to one item, by who rated them or by what they say."""
     exchange = exchange_of(request)
     values, min_version = exchange.read(SIMILAR, item_id=check_id(item_id, "item_id"))
     found = await exchange.backend.similar(
-        item_id, values["n"], values["tags"], values["exclude"], min_version
+        item_id, values["n"], values["tags"], values["exclude"], min_version, by=values["by"]
     )
     return answer(
         {
@@ -86,6 +86,7 @@ async def similar_items(request: Request, item_id: str) -> Response:
             "item_version": exchange.token(found.item_version),
             "by": found.basis,
             "model": found.model,
+            "encoder": found.model if found.basis == "graph" else None,
         }
     )
 

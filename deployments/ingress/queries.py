@@ -203,10 +203,13 @@ def _text(text: str, name: str) -> str:
     return text
 
 
-def _kind(text: str, name: str) -> str:
-    if text not in ("user", "item"):
-        raise InvalidInput(f"{name} is {text[:40]!r}, allowed are user and item", param=name)
-    return text
+def _choice(first: str, second: str) -> Callable[[str, str], str]:
+    def read(text: str, name: str) -> str:
+        if text not in (first, second):
+            raise InvalidInput(f"{name} is {text[:40]!r}, allowed are {first} and {second}", param=name)
+        return text
+
+    return read
 
 
 MIN_VERSION = Parameter(
@@ -252,11 +255,22 @@ PAGE = QuerySpec(
     ),
     Parameter("after", _cursor, {"type": "string"}, "`next` of the page before."),
 )
-SIMILAR = QuerySpec(_N, _TAGS, _EXCLUDE)
+SIMILAR = QuerySpec(
+    _N,
+    _TAGS,
+    _EXCLUDE,
+    Parameter(
+        "by",
+        _choice("graph", "text"),
+        {"type": "string", "enum": ["graph", "text"]},
+        "What makes items similar: who rated them (graph), or what their titles, tags and texts say (text).",
+        default="graph",
+    ),
+)
 EMBEDDING = QuerySpec(
     Parameter(
         "kind",
-        _kind,
+        _choice("user", "item"),
         {"type": "string", "enum": ["user", "item"]},
         "Which node, when a user and an item share the id.",
     )

@@ -33,7 +33,8 @@ MAX_TIMESTAMP = 2**32 - 1
 _LARGEST_INTEGER = 2**53 - 1  # beyond it, JavaScript and float64 readers change the value
 
 
-def _text(text: str) -> str:
+def check_text(text: str) -> str:
+    """`text`, provided it may be free text; raises ValueError otherwise."""
     if not is_text(text):
         raise ValueError(TEXT_RULE)
     return text
@@ -52,10 +53,10 @@ def _label(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(_text)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(check_text)]
 Title = Annotated[str, Field(min_length=1, max_length=MAX_TITLE_CHARS), AfterValidator(_label)]
 TagText = Annotated[str, Field(min_length=1, max_length=MAX_TAG_CHARS), AfterValidator(_label)]
-AttributeText = Annotated[str, Field(max_length=MAX_TITLE_CHARS), AfterValidator(_text)]
+AttributeText = Annotated[str, Field(max_length=MAX_TITLE_CHARS), AfterValidator(check_text)]
 RatingValue = Annotated[float, Field(ge=RATING_LOW, le=RATING_HIGH)]
 AttributeValue = (
     bool
@@ -115,26 +116,36 @@ RatingWrite = Annotated[
 ]
 
 
-class RecommendOptions(Body):
-    """What both POST forms share with the query of the GET form."""
+class ItemFilter(Body):
+    """How many items may be answered, which, and how recent."""
 
     n: Annotated[int, Field(ge=1, le=MAX_N)] = 10
     tags: Annotated[list[TagText], Field(max_length=MAX_TAGS)] = []
     exclude: Annotated[list[Id], Field(max_length=MAX_IDS)] = []
     candidates: Annotated[list[Id], Field(max_length=MAX_IDS)] | None = None
-    exclude_seen: bool = True
-    exclude_below: RatingValue | None = None
-    explain: bool = True
-    exact_items: bool = False
     min_version: Annotated[str, Field(max_length=200)] | None = None
 
     def options(self) -> dict[str, Any]:
-        """The fields of a RecommendQuery that say what, not for whom and how recent."""
+        """The fields of a query that say what, not for whom and how recent."""
         return {
             "n": self.n,
             "tags": tuple(self.tags),
             "exclude": tuple(self.exclude),
             "candidates": None if self.candidates is None else tuple(self.candidates),
+        }
+
+
+class RecommendOptions(ItemFilter):
+    """What both POST forms share with the query of the GET form."""
+
+    exclude_seen: bool = True
+    exclude_below: RatingValue | None = None
+    explain: bool = True
+    exact_items: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The fields of a RecommendQuery that say what, not for whom and how recent."""
+        return super().options() | {
             "exclude_seen": self.exclude_seen,
             "exclude_below": self.exclude_below,
             "explain": self.explain,
@@ -279,11 +290,18 @@ class SimilarEntry(BaseModel):
 
 
 class SimilarItemsAnswer(BaseModel):
+    """`model` is the encoder's digest by graph, the text model's exact name by text.
+
+    `encoder` is `model` by graph and null by text; clients older than `by` read it.
+    """
+
     item_id: str
     similar: list[SimilarEntry]
     version: str
     item_version: str
-    encoder: str
+    by: Literal["graph", "text"]
+    model: str
+    encoder: str | None
 
 
 class EmbeddingAnswer(BaseModel):

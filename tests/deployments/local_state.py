@@ -18,7 +18,9 @@ from tests.graph.plain_model import read_view
 
 
 def make_settings(folder: Path, **groups: Any) -> Settings:
-    return Settings.model_validate({"data_dir": folder, **groups})
+    """Settings of a service in `folder`: words hashed instead of a text model, no cache outside the process."""
+    small = {"text_embedder": {"backend": "hashing", "model": "hashing"}, "cache": {"url": "memory://"}}
+    return Settings.model_validate({"data_dir": folder, **small, **groups})
 
 
 async def write(state: GraphState, *operations: Operation, key: str | None = None) -> WriteResult:

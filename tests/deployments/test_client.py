@@ -127,7 +127,7 @@ def test_both_clients_have_every_call() -> None:
         and function.__module__ == client_calls.__name__
         and name not in ("dataclass", "field", "fields", "quote")
     }
-    assert len(built) == 23
+    assert len(built) == 28
     for kind in (WeftClient, AsyncWeftClient):
         assert built <= set(vars(kind))
     assert set(module.__all__) >= {"WeftClient", "AsyncWeftClient", "WeftAPIError"}
@@ -186,6 +186,74 @@ def test_what_is_retried(run: Run, trouble: httpx.Response | Exception) -> None:
     assert len(script.requests) == 3
     assert len(script.slept) == 2
     assert 0 < script.slept[0] <= 0.05
+
+
+TEXT_CALLS = [
+    (
+        client_calls.embed(["a"]),
+        {
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": "AACAPwAAAMA="}],
+            "model": "m",
+            "usage": {"prompt_tokens": 1, "total_tokens": 1},
+            "weft": {"text_model": "t", "cached": 0, "truncated": 0},
+        },
+    ),
+    (
+        client_calls.search("a"),
+        {"query": "a", "results": [], "version": "s.9", "text_model": "t", "waiting": 0},
+    ),
+    (client_calls.rerank("a", ["b"]), {"model": "t", "results": [], "usage": {"total_tokens": 2}}),
+    (client_calls.cache_statistics(), {"hits": 1}),
+    (client_calls.invalidate_cache(everything=True), {"dropped": 1}),
+]
+
+
+@pytest.mark.parametrize(("call", "answer"), TEXT_CALLS)
+def test_posts_that_only_read_are_repeated(run: Run, call: client_calls.Call, answer: dict) -> None:
+    busy = failed(429, "overloaded", True, **{"retry-after": "1"})
+    script = Script(httpx.ReadTimeout("slow"), httpx.Response(502, text="<html>"), busy, answer)
+    run(script, ("send", call))
+    assert len(script.requests) == 4
+    assert len({request.content for request in script.requests}) == 1
+    assert script.slept[-1] > 1
+    assert "idempotency-key" not in script.requests[0].headers
+
+
+def test_search_reads_what_was_written(run: Run) -> None:
+    script = Script(WRITTEN, TEXT_CALLS[1][1])
+    run(script, ("rate", "u", "i", 1.0), ("search", "a"), ("search", "b"))
+    sent = [request.headers.get("x-weft-min-version") for request in script.requests]
+    assert sent == [None, "s.5", "s.9"]
+    for other in (0, 2, 3, 4):  # no view of the graph answers these
+        script = Script(WRITTEN, TEXT_CALLS[other][1])
+        run(script, ("rate", "u", "i", 1.0), ("send", TEXT_CALLS[other][0]))
+        assert "x-weft-min-version" not in script.requests[-1].headers
+
+
+def test_what_text_calls_send(run: Run) -> None:
+    script = Script(TEXT_CALLS[0][1])
+    found = run(script, ("embed", "a"))
+    assert found.vectors.tolist() == [[1.0, -2.0]]
+    call = client_calls.embed(["a"], model="m", dimensions=2, truncate=False, prompt="")
+    run(script, ("send", call))
+    assert [orjson.loads(request.content) for request in script.requests] == [
+        {"input": ["a"], "encoding_format": "base64", "weft": {"truncate": True}},
+        {
+            "input": ["a"],
+            "encoding_format": "base64",
+            "model": "m",
+            "dimensions": 2,
+            "weft": {"truncate": False, "prompt": ""},
+        },
+    ]
+
+
+@pytest.mark.parametrize("embedding", ["AACAPwAAAM", "AACAPw!!", "AACAPwAA", None, [1.0]])
+def test_vectors_that_are_none(run: Run, embedding: object) -> None:
+    answer = TEXT_CALLS[0][1] | {"data": [{"embedding": embedding}]}
+    with pytest.raises(InternalServerError, match="not one of this API"):
+        run(Script(answer), ("embed", "a"))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from deployments.messages import (
+    CacheInvalidation,
+    EmbedAnswer,
+    EmbedQuery,
     EncoderInfo,
     ItemRecord,
     NodeEmbedding,
@@ -16,6 +20,10 @@ from deployments.messages import (
     RecommendAnswer,
     Recommendation,
     RecommendQuery,
+    RerankAnswer,
+    RerankQuery,
+    SearchAnswer,
+    SearchQuery,
     SimilarAnswer,
     UserRecord,
 )
@@ -23,9 +31,11 @@ from graph.errors import (
     IdempotencyConflict,
     InvalidInput,
     NotYet,
+    TextTooLong,
     UnknownEncoder,
     UnknownItem,
     UnknownRating,
+    UnknownTextModel,
     UnknownUser,
 )
 from graph.schema import (
@@ -42,6 +52,9 @@ from graph.schema import (
 )
 
 ENCODER = "e" * 16
+MODEL, TEXT_MODEL = "fake/Text-Model", "text-model-0123456789ab"
+DIMENSIONS, SHORT = 384, 128
+WINDOW = 8  # words
 
 
 @dataclass
@@ -54,11 +67,14 @@ class FakeBackend:
     raises: Exception | None = None
     raises_for: dict[str, Exception] = field(default_factory=dict)
     is_ready: bool = True
+    has_text_model: bool = True
     known_users: dict[str, User] = field(default_factory=dict)
     known_items: dict[str, Item] = field(default_factory=dict)
     known_ratings: dict[tuple[str, str], RatingRecord] = field(default_factory=dict)
     writes: list[WriteRequest] = field(default_factory=list)
     queries: list[RecommendQuery] = field(default_factory=list)
+    asked: list[EmbedQuery | SearchQuery | RerankQuery | CacheInvalidation] = field(default_factory=list)
+    cached: set[str] = field(default_factory=set)
     min_versions: list[int] = field(default_factory=list)
     replies: dict[tuple[str, str], tuple[str, WriteResult]] = field(default_factory=dict)
 
@@ -161,13 +177,71 @@ class FakeBackend:
         return RecommendAnswer(query.user_id, found, "personal", version, version, ENCODER)
 
     async def similar(
-        self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], min_version: int
+        self,
+        item_id: str,
+        n: int,
+        tags: tuple[str, ...],
+        exclude: tuple[str, ...],
+        min_version: int,
+        by: str = "graph",
     ) -> SimilarAnswer:
         version = self._read(min_version, item_id)
         self._item(item_id)
         others = [i for i in self.known_items.values() if i.item_id != item_id and i.item_id not in exclude]
         found = tuple(Recommendation(i.item_id, i.title, 0.5) for i in others[:n] if set(tags) <= set(i.tags))
-        return SimilarAnswer(item_id, found, version, version, ENCODER)
+        return SimilarAnswer(item_id, found, version, version, by, ENCODER if by == "graph" else TEXT_MODEL)
+
+    async def embed(self, query: EmbedQuery) -> EmbedAnswer:
+        self.asked.append(query)
+        self._read(0)
+        if query.model not in (None, MODEL, TEXT_MODEL):
+            raise UnknownTextModel(f"there is no text model {query.model!r}", param="model")
+        if query.dimensions not in (None, SHORT, DIMENSIONS):
+            raise InvalidInput(f"{MODEL} has no vectors of {query.dimensions} numbers", param="dimensions")
+        tokens = np.array([len(text.split()) for text in query.texts], np.int32)
+        if not query.truncate and (tokens > WINDOW).any():
+            raise TextTooLong(f"a text has more than {WINDOW} tokens", param="input")
+        vectors = np.stack([vector_of(text, query.prompt or "") for text in query.texts])
+        hits = sum(text in self.cached for text in query.texts)
+        self.cached.update(query.texts)
+        truncated = int((tokens > WINDOW).sum())
+        return EmbedAnswer(
+            vectors[:, : query.dimensions or DIMENSIONS], tokens, hits, truncated, MODEL, TEXT_MODEL
+        )
+
+    async def search(self, query: SearchQuery) -> SearchAnswer:
+        self.asked.append(query)
+        version = self._read(query.min_version)
+        found = [
+            Recommendation(item.item_id, item.title, 1.0 / (place + 1))
+            for place, item in enumerate(self.known_items.values())
+            if set(query.tags) <= set(item.tags)
+            and item.item_id not in query.exclude
+            and (query.candidates is None or item.item_id in query.candidates)
+        ]
+        model = TEXT_MODEL if self.has_text_model else None
+        return SearchAnswer(tuple(found[: query.n]), version, model, waiting=2)
+
+    async def rerank(self, query: RerankQuery) -> RerankAnswer:
+        self.asked.append(query)
+        self._read(0)
+        asked = vector_of(query.query)
+        scores = [float(vector_of(document) @ asked) for document in query.documents]
+        order = sorted(range(len(scores)), key=lambda place: -scores[place])[: query.top_n]
+        tokens = sum(len(text.split()) for text in (query.query, *query.documents))
+        return RerankAnswer(tuple(order), tuple(scores[place] for place in order), tokens, TEXT_MODEL)
+
+    async def cache_statistics(self) -> dict[str, object]:
+        self._read(0)
+        return {"store": "memory", "hits": 3, "tiers": [{"name": "memory", "entries": len(self.cached)}]}
+
+    async def invalidate_cache(self, what: CacheInvalidation) -> int:
+        self.asked.append(what)
+        self._read(0)
+        all_of_it = what.everything or what.model == TEXT_MODEL
+        dropped = self.cached & (self.cached if all_of_it else set(what.texts))
+        self.cached -= dropped
+        return len(dropped)
 
     async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
         version = self._read(min_version, node_id)
@@ -196,6 +270,13 @@ class FakeBackend:
     async def status(self) -> dict[str, object]:
         self._read(0)
         return {"head": self.version, "users": len(self.known_users)}
+
+
+def vector_of(text: str, prompt: str = "") -> np.ndarray:
+    """A unit vector float32 [DIMENSIONS] that any process makes of this text and prompt alike."""
+    seed = int.from_bytes(hashlib.sha256(f"{prompt}\0{text}".encode()).digest()[:8], "little")
+    vector = np.random.default_rng(seed).standard_normal(DIMENSIONS)
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
 def _page(records: list, limit: int, after: str | None, version: int) -> Page:  # type: ignore[type-arg]

@@ -10,12 +10,12 @@ import orjson
 import pytest
 from fastapi import FastAPI
 
-from deployments.ingress import schemas
+from deployments.ingress import schemas, text_schemas
 from deployments.messages import RecommendQuery
 from graph.errors import UnknownUser
 from graph.schema import Idempotency, PutItem, PutRating, PutUser
 from tests.deployments.ingress.error_shape import error_of
-from tests.deployments.ingress.fake_backend import ENCODER, FakeBackend
+from tests.deployments.ingress.fake_backend import ENCODER, TEXT_MODEL, FakeBackend
 
 RATING = {"user_id": "ada", "item_id": "i0", "value": 4.0}
 
@@ -33,6 +33,7 @@ RATING = {"user_id": "ada", "item_id": "i0", "value": 4.0}
         ("DELETE", "/v1/items/i0", None, schemas.WriteAnswer),
         ("POST", "/v1/items", {"items": [{"item_id": "x", "title": "A"}]}, schemas.WriteAnswer),
         ("GET", "/v1/items/i0/similar", None, schemas.SimilarItemsAnswer),
+        ("GET", "/v1/items/i0/similar?by=text", None, schemas.SimilarItemsAnswer),
         ("POST", "/v1/ratings", RATING, schemas.WriteAnswer),
         ("GET", "/v1/users/ada/ratings", None, schemas.RatingsAnswer),
         ("GET", "/v1/users/ada/recommendations", None, schemas.RecommendationsAnswer),
@@ -41,6 +42,22 @@ RATING = {"user_id": "ada", "item_id": "i0", "value": 4.0}
         ("GET", "/v1/nodes/ada/embedding", None, schemas.EmbeddingAnswer),
         ("GET", "/v1/encoders", None, schemas.EncodersAnswer),
         ("POST", f"/v1/encoders/{ENCODER}/activate", None, schemas.ActivateAnswer),
+        ("POST", "/v1/embeddings", {"input": "a"}, text_schemas.EmbeddingsAnswer),
+        (
+            "POST",
+            "/v1/embeddings",
+            {"input": ["a"], "encoding_format": "base64"},
+            text_schemas.EmbeddingsAnswer,
+        ),
+        ("POST", "/v1/search", {"query": "a"}, text_schemas.SearchAnswer),
+        ("POST", "/v1/rerank", {"query": "a", "documents": ["b"]}, text_schemas.RerankAnswer),
+        (
+            "POST",
+            "/v1/rerank",
+            {"query": "a", "documents": ["b"], "return_documents": True},
+            text_schemas.RerankAnswer,
+        ),
+        ("POST", "/v1/cache/invalidate", {"all": True}, text_schemas.InvalidateAnswer),
         ("GET", "/livez", None, schemas.LiveAnswer),
         ("GET", "/readyz", None, schemas.ReadyAnswer),
     ],
@@ -78,6 +95,27 @@ async def test_the_documented_route_and_the_hot_one_agree(http: httpx.AsyncClien
 
 async def test_documentation(http: httpx.AsyncClient) -> None:
     assert (await http.get("/docs")).status_code == 200
+
+
+async def test_the_document_describes_every_body_and_answer(http: httpx.AsyncClient) -> None:
+    document = (await http.get("/openapi.json")).json()
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["description"], path
+            answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+            assert answer or path == "/v1/status", path
+            assert operation["responses"]["4XX"]["content"]["application/json"]["schema"], path
+            has_body = method in ("put", "post") and not path.endswith("/activate")
+            assert ("requestBody" in operation) is has_body, path
+    schemas = document["components"]["schemas"]
+    fields = schemas["EmbeddingsBody"]["properties"]
+    assert set(fields) == {"input", "model", "encoding_format", "dimensions", "user", "weft"}
+    one, many = fields["input"]["anyOf"]
+    assert (one["type"], many["type"], many["maxItems"]) == ("string", "array", 2048)
+    assert schemas["RerankBody"]["properties"]["documents"]["maxItems"] == 1000
+    similar = document["paths"]["/v1/items/{item_id}/similar"]["get"]["parameters"]
+    (by,) = (parameter for parameter in similar if parameter["name"] == "by")
+    assert by["schema"] == {"type": "string", "enum": ["graph", "text"], "default": "graph"}
     document = (await http.get("/openapi.json")).json()
     operation = document["paths"]["/v1/users/{user_id}/recommendations"]["get"]
     names = {parameter["name"] for parameter in operation["parameters"]}
@@ -253,6 +291,13 @@ async def test_listing(http: httpx.AsyncClient, backend: FakeBackend, path: str)
 async def test_similar_items_and_embeddings(http: httpx.AsyncClient, backend: FakeBackend) -> None:
     answer = (await http.get("/v1/items/i0/similar?n=5&tags=drama&exclude=i1")).json()
     assert answer["similar"] == [{"item_id": "i2", "title": "Title 2", "score": 0.5}]
+    assert (answer["by"], answer["model"], answer["encoder"]) == ("graph", ENCODER, ENCODER)
+    assert (await http.get("/v1/items/i0/similar?n=5&tags=drama&exclude=i1&by=graph")).json() == answer
+    answer = (await http.get("/v1/items/i0/similar?by=text")).json()
+    assert (answer["by"], answer["model"], answer["encoder"]) == ("text", TEXT_MODEL, None)
+    for query in ("by=title", "by=", "by=text&by=text"):
+        error = error_of(await http.get(f"/v1/items/i0/similar?{query}"), 422, "invalid_input")
+        assert error["param"] == "by"
     embedding = (await http.get("/v1/nodes/ada/embedding")).json()
     assert (embedding["kind"], embedding["embedding"]) == ("user", [0.5, -1.0])
     await http.put("/v1/users/i0", json={})

@@ -42,7 +42,11 @@ async def test_header_and_query(http: httpx.AsyncClient, backend: FakeBackend, p
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/v1/recommendations", {"user_ids": ["ada"]}), ("/v1/recommendations/session", {"items": ["i0"]})],
+    [
+        ("/v1/recommendations", {"user_ids": ["ada"]}),
+        ("/v1/recommendations/session", {"items": ["i0"]}),
+        ("/v1/search", {"query": "a"}),
+    ],
 )
 async def test_header_and_body(http: httpx.AsyncClient, backend: FakeBackend, path: str, body: dict) -> None:
     await http.post(path, json=body, headers={"x-weft-min-version": "store1.3"})

@@ -1,0 +1,406 @@
+"""Text embedder, text indexer and the retriever's search, around one graph state in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deployments.text_embedder as embedder_module
+import deployments.text_indexer as indexer_module
+from deployments.graph_state import GraphState
+from deployments.messages import CacheInvalidation, EmbedAnswer, EmbedQuery, SearchAnswer, SearchQuery
+from deployments.retriever import Retriever
+from deployments.text_embedder import TextEmbedder
+from deployments.text_indexer import TextIndexer
+from deployments.text_models import ACTIVE, CANDIDATE, model_named
+from graph.errors import InvalidInput, NotYet, Unavailable, UnknownTextModel, WeftError
+from graph.node_text import item_text
+from graph.schema import DeleteItem, PutItem, PutMemory, PutUser
+from graph.view import GraphView
+from models.text_encoder.hashing_encoder import HashingEncoder
+from models.text_encoder.opening import TextModelSpec
+from tests.deployments.local_state import make_settings, until, write
+
+FILMS = {
+    "m1": ("The Matrix", ("action",), "machines dream of people"),
+    "m2": ("Toy Story", ("animation",), "a cowboy doll and a space ranger"),
+    "m3": ("Heat", ("crime",), "a thief and a detective meet"),
+}
+
+
+class RaisingEmbedder:
+    """What `EmbedderHandle` does, without a handle."""
+
+    def __init__(self, embedder: TextEmbedder) -> None:
+        self.embedder = embedder
+
+    async def model(self) -> Any:
+        return _raised(await self.embedder.model())
+
+    async def embed(self, query: EmbedQuery) -> EmbedAnswer:
+        return _raised(await self.embedder.embed(query))
+
+
+def _raised(found: Any) -> Any:
+    if isinstance(found, WeftError):
+        raise found
+    return found
+
+
+class World:
+    """A service in this process; parts are started as a test needs them and stopped at its end."""
+
+    def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
+        self.folder, self.stack = folder, stack
+        self.settings = make_settings(folder)
+        self.state = GraphState(self.settings)
+        stack.push_async_callback(self.state.close)
+        self.encoders: dict[str, HashingEncoder] = {}
+
+    def configure(self, model: str, **options: Any) -> None:
+        groups = {"text_embedder": {"backend": "hashing", "model": model, **options}}
+        self.settings = make_settings(self.folder, text_indexer={"retry_s": 0.01, "batch_texts": 2}, **groups)
+
+    def open(self, spec: TextModelSpec) -> HashingEncoder:
+        if spec.model == "broken":
+            raise InvalidInput("no such model")
+        encoder = HashingEncoder(spec.dimensions or 64, spec.model, prompt=spec.prompt)
+        return self.encoders.setdefault(encoder.fingerprint.name, encoder)
+
+    async def embedder(self) -> TextEmbedder:
+        found = TextEmbedder(self.settings, self.state, self.open)
+        await found.start()
+        self.stack.push_async_callback(found.stop)
+        return found
+
+    async def indexer(self, embedder: TextEmbedder) -> TextIndexer:
+        found = TextIndexer(self.settings, self.state, RaisingEmbedder(embedder))
+        await found.start()
+        self.stack.push_async_callback(found.stop)
+        return found
+
+    async def retriever(self) -> Retriever:
+        found = Retriever(self.settings, self.state, encoder=None)  # type: ignore[arg-type]
+        await found.start()
+        self.stack.push_async_callback(found.stop)
+        return found
+
+    async def put(self, *item_ids: str, **texts: str) -> int:
+        operations = [PutItem(i, *FILMS[i][:2], 1999, FILMS[i][2]) for i in item_ids]
+        operations += [PutItem(i, *FILMS[i][:2], 1999, text) for i, text in texts.items()]
+        return (await write(self.state, *operations)).version
+
+    def view(self) -> GraphView:
+        return self.state._writer.view
+
+    def complete(self, model: str) -> bool:
+        """Whether every text has its vector of that model, in the store."""
+        view = self.view()
+        kinds = ("item", "memory")
+        return not any(len(view.waiting_texts(kind, model)) for kind in kinds)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        made = World(tmp_path, stack)
+        made.configure("words")
+        yield made
+
+
+async def found_by(retriever: Retriever, embedder: TextEmbedder, text: str, **more: Any) -> SearchAnswer:
+    embedded = _raised(await embedder.embed(EmbedQuery((text,))))
+    (answer,) = await retriever.search([SearchQuery(text, **more)], embedded.vectors, embedded.text_model)
+    return _raised(answer)
+
+
+# ---------------------------------------------------------------------------------------------- text vectors
+
+
+async def test_every_text_gets_the_vector_that_the_embedder_answers(world: World) -> None:
+    await world.put("m1", "m2", "m3")
+    await write(world.state, PutUser("ann"), PutMemory("k1", "ann", "likes trains"))
+    embedder = await world.embedder()
+    await world.indexer(embedder)
+    name = (await embedder.model()).name
+    await until(lambda: world.complete(name))
+    view = world.view()
+    assert model_named(view, ACTIVE) == name
+    for item in view.items():
+        expected = _raised(await embedder.embed(EmbedQuery((item_text(item),)))).vectors[0]
+        np.testing.assert_array_equal(view.text_vectors("item", name).vector(item.row), expected)
+    assert len(view.text_vectors("memory", name)) == 1
+
+
+async def test_a_changed_text_gets_another_vector_and_a_deleted_item_none(world: World) -> None:
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    name = (await embedder.model()).name
+    await world.put("m1", "m2")
+    await until(lambda: world.complete(name))
+    before = world.view().text_vectors("item", name).vector(0)
+    await world.put(m1="a quite different story")
+    await write(world.state, DeleteItem("m2"))
+    await until(lambda: world.complete(name))
+    table = world.view().text_vectors("item", name)
+    assert not np.array_equal(table.vector(0), before)
+    assert table.rows().tolist() == [0]
+    await until(lambda: indexer._waiting[name] == {})
+
+
+async def test_a_failing_model_delays_vectors_and_says_how_many_wait(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedder = await world.embedder()
+    (encoder,) = world.encoders.values()
+    encoder.fail()
+    indexer = await world.indexer(embedder)
+    await world.put("m1", "m2", "m3")
+
+    async def failing() -> dict[str, Any]:
+        while (
+            not (status := await indexer.status())["models"].get(encoder.fingerprint.name, {}).get("failure")
+        ):
+            await asyncio.sleep(0.001)
+        return status
+
+    status = await asyncio.wait_for(failing(), 10)
+    assert status["waiting"] == 3
+    assert status["models"][encoder.fingerprint.name]["vectors"] == 0
+    assert world.view().num_items == 3
+    encoder.recover()
+    await until(lambda: world.complete(encoder.fingerprint.name))
+    await until(lambda: not indexer._failures)
+    assert (await indexer.status())["waiting"] == 0
+    assert sum("texts wait for model" in record.message for record in caplog.records) == 1
+
+
+async def test_one_text_that_the_model_refuses_does_not_hold_up_the_others(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.configure(
+        "words",
+    )
+    embedder = await world.embedder()
+    (encoder,) = world.encoders.values()
+    encode = HashingEncoder.encode_counted
+
+    def refusing(self: HashingEncoder, texts: Any, prompt: Any = None, *, truncate: bool = True) -> Any:
+        if any("cowboy" in text for text in texts):
+            raise InvalidInput("no cowboys")
+        return encode(self, texts, prompt, truncate=truncate)
+
+    monkeypatch.setattr(HashingEncoder, "encode_counted", refusing)
+    indexer = await world.indexer(embedder)
+    await world.put("m1", "m2", "m3")
+    name = encoder.fingerprint.name
+    await until(lambda: len(world.view().text_vectors("item", name)) == 2)
+    await until(lambda: len(indexer._refused.get(name, ())) == 1)
+    assert (await indexer.status())["models"][name]["refused"] == 1
+    await world.put(m2="a sheriff and a space ranger")
+    await until(lambda: world.complete(name))
+
+
+async def test_restarts_find_again_what_waited(world: World) -> None:
+    await world.put("m1")
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    name = (await embedder.model()).name
+    await until(lambda: world.complete(name))
+    await indexer.stop()
+    await world.put("m2", m1="another text")
+    assert not world.complete(name)
+    await world.indexer(embedder)
+    await until(lambda: world.complete(name))
+
+
+# ----------------------------------------------------------------------------------------------- generations
+
+
+async def test_a_changed_model_answers_once_everything_has_its_vectors(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_module, "_GRACE_S", 0.05)
+    monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
+    await world.put("m1", "m2", "m3")
+    first = await world.embedder()
+    indexer = await world.indexer(first)
+    old = (await first.model()).name
+    await until(lambda: world.complete(old))
+    await indexer.stop()
+    await first.stop()
+
+    world.configure("better words", dimensions=32)
+    second = await world.embedder()
+    new = (await second.model()).name
+    world.encoders[new].fail()
+    retriever = await world.retriever()
+    indexer = await world.indexer(second)
+    await until(lambda: model_named(world.view(), CANDIDATE) == new)
+    # The new model cannot embed: the old one, opened again from what the feed remembers, goes on answering.
+    await until(lambda: old in second.generations())
+    answer = await found_by(retriever, second, "cowboy doll")
+    assert (answer.results[0].item_id, answer.text_model) == ("m2", old)
+    assert model_named(world.view(), ACTIVE) == old
+
+    await world.put(m3="two cowboys meet in the rain")
+    await until(lambda: world.complete(old))
+    world.encoders[new].recover()
+    await until(lambda: model_named(world.view(), ACTIVE) == new)
+    assert model_named(world.view(), CANDIDATE) is None
+    assert world.complete(new)
+    await until(lambda: retriever._searchable.active == new)
+    answer = await found_by(retriever, second, "cowboys in the rain")
+    assert (answer.results[0].item_id, answer.text_model) == ("m3", new)
+    # What nobody uses goes: vectors from the store, the model from memory.
+    await until(lambda: world.view().text_models("item") == (new,))
+    await until(lambda: second.generations() == (new,))
+
+
+async def test_going_back_before_the_change_is_complete_withdraws_the_candidate(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_module, "_GRACE_S", 0.05)
+    monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
+    await world.put("m1", "m2", "m3")
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    old = (await embedder.model()).name
+    await until(lambda: world.complete(old))
+    await indexer.stop()
+    await embedder.stop()
+    world.configure("passing fancy")
+    embedder = await world.embedder()
+    world.encoders[(await embedder.model()).name].fail()
+    indexer = await world.indexer(embedder)
+    await until(lambda: model_named(world.view(), CANDIDATE) is not None)
+    await indexer.stop()
+    await embedder.stop()
+    world.configure("words")
+    embedder = await world.embedder()
+    await world.indexer(embedder)
+    await until(lambda: model_named(world.view(), CANDIDATE) is None)
+    assert model_named(world.view(), ACTIVE) == old
+
+
+async def test_a_model_that_cannot_be_opened_says_why_and_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "_RETRY_S", 0.01)
+    world.configure("broken")
+    embedder = await world.embedder()
+    answer = await embedder.embed(EmbedQuery(("text",)))
+    assert isinstance(answer, Unavailable)
+    assert "no such model" in answer.message
+    assert "no such model" in (await embedder.status())["failures"][""]
+    monkeypatch.setattr(embedder, "_opener", lambda spec: HashingEncoder(8, "mended"))
+    await until(lambda: embedder.generations() != ())
+    assert isinstance(await embedder.embed(EmbedQuery(("text",))), EmbedAnswer)
+
+
+# ------------------------------------------------------------------------------------------------- embedding
+
+
+async def test_answers_name_the_model_and_count_hits(world: World) -> None:
+    embedder = await world.embedder()
+    (encoder,) = world.encoders.values()
+    first = _raised(await embedder.embed(EmbedQuery(("a b", "c"))))
+    again = _raised(await embedder.embed(EmbedQuery(("c", "d", "a b"))))
+    assert (first.hits, again.hits) == (0, 2)
+    np.testing.assert_array_equal(again.vectors[[2, 0]], first.vectors)
+    assert first.tokens.tolist() == [2, 1]
+    assert (first.model_name, first.text_model) == ("words", encoder.fingerprint.name)
+    by_name = _raised(await embedder.embed(EmbedQuery(("c",), model="words")))
+    np.testing.assert_array_equal(by_name.vectors[0], first.vectors[1])
+    assert isinstance(await embedder.embed(EmbedQuery(("c",), model="other")), UnknownTextModel)
+
+
+async def test_a_hundred_callers_of_one_new_text_encode_it_once(world: World) -> None:
+    embedder = await world.embedder()
+    (encoder,) = world.encoders.values()
+    answers = await asyncio.gather(*(embedder.embed(EmbedQuery(("one new text",))) for _ in range(100)))
+    assert encoder.texts_encoded == 1
+    assert len({_raised(a).vectors.tobytes() for a in answers}) == 1
+
+
+async def test_shorter_vectors_only_where_the_model_is_trained_for_them(world: World) -> None:
+    world.configure("nested", dimensions=64, matryoshka_dimensions=(16, 32))
+    embedder = await world.embedder()
+    whole = _raised(await embedder.embed(EmbedQuery(("some words here",)))).vectors[0]
+    short = _raised(await embedder.embed(EmbedQuery(("some words here",), dimensions=32))).vectors[0]
+    assert short.shape == (32,)
+    np.testing.assert_allclose(np.linalg.norm(short), 1, atol=1e-6)
+    np.testing.assert_allclose(short, whole[:32] / np.linalg.norm(whole[:32]), rtol=1e-6)
+    assert isinstance(await embedder.embed(EmbedQuery(("x",), dimensions=48)), InvalidInput)
+    assert len(_raised(await embedder.embed(EmbedQuery(("x",), dimensions=64))).vectors[0]) == 64
+
+
+async def test_dropped_entries_are_embedded_anew(world: World) -> None:
+    embedder = await world.embedder()
+    (encoder,) = world.encoders.values()
+    await embedder.embed(EmbedQuery(("a", "b")))
+    assert await embedder.invalidate(CacheInvalidation(texts=("a",))) == 1
+    assert _raised(await embedder.embed(EmbedQuery(("a", "b")))).hits == 1
+    for what in (CacheInvalidation(everything=True), CacheInvalidation(model=encoder.fingerprint.name)):
+        assert await embedder.invalidate(what) >= 1
+        assert _raised(await embedder.embed(EmbedQuery(("a", "b")))).hits == 0
+    statistics = (await embedder.cache_statistics())["models"][encoder.fingerprint.name]
+    assert statistics["lookups"] == 8
+    assert statistics["hits"] == 1
+
+
+# ---------------------------------------------------------------------------------------------------- search
+
+
+async def test_search_finds_an_item_in_the_version_of_its_vector(world: World) -> None:
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    retriever = await world.retriever()
+    name = (await embedder.model()).name
+    await world.put("m1", "m2", "m3")
+    await until(lambda: world.complete(name))
+    version = world.view().version
+    assert await retriever.wait_for(version, 5)
+    answer = await found_by(retriever, embedder, "thief detective", min_version=version)
+    assert answer.results[0].item_id == "m3"
+    assert (answer.waiting, answer.text_model) == (0, name)
+    filtered = await found_by(retriever, embedder, "thief detective", tags=("ACTION",))
+    assert [r.item_id for r in filtered.results] == ["m1"]
+    without = await found_by(retriever, embedder, "thief detective", exclude=("m3", "nothing"))
+    assert "m3" not in [r.item_id for r in without.results]
+    (late,) = await retriever.search([SearchQuery("x", min_version=version + 1)], None, None)
+    assert isinstance(late, NotYet)
+    await write(world.state, DeleteItem("m3"))
+    assert await retriever.wait_for(world.view().version, 5)
+    answer = await found_by(retriever, embedder, "thief detective")
+    assert "m3" not in [r.item_id for r in answer.results]
+    await indexer.stop()
+
+
+async def test_words_alone_find_titles_while_there_is_no_model(world: World) -> None:
+    retriever = await world.retriever()
+    version = await world.put("m1", "m2", "m3")
+    assert await retriever.wait_for(version, 5)
+    (answer,) = await retriever.search([SearchQuery("teh matrx")], None, None)
+    answer = _raised(answer)
+    assert answer.results[0].item_id == "m1"
+    assert (answer.text_model, answer.waiting) == (None, 3)
+
+
+async def test_similar_by_text(world: World) -> None:
+    embedder = await world.embedder()
+    await world.indexer(embedder)
+    retriever = await world.retriever()
+    name = (await embedder.model()).name
+    await world.put("m1", m2="a thief and a detective meet again", m3="a thief and a detective meet")
+    await until(lambda: world.complete(name))
+    assert await retriever.wait_for(world.view().version, 5)
+    answer = _raised(await retriever.similar("m3", 2, (), (), "text", 0))
+    assert [s.item_id for s in answer.similar] == ["m2", "m1"]
+    assert (answer.basis, answer.model) == ("text", name)
