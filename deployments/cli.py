@@ -128,7 +128,11 @@ def _welcome(settings: Settings) -> None:
         f"  curl -X POST {settings.url}/v1/ratings -H 'content-type: application/json' \\\n"
         f'       -d \'{{"user_id": "{user}", "item_id": "{item}", "value": 5}}\''
     )
-    print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'\n")
+    print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'")
+    print(
+        f"  curl -X POST {settings.url}/v1/search -H 'content-type: application/json' \\\n"
+        '       -d \'{"query": "a love story at sea", "n": 3}\'\n'
+    )
     print("Ctrl-C stops it.", flush=True)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from models.text_encoder.matryoshka import shortened
 
 from deployments.following import Follower
 from deployments.graph_client import GraphStateClient
@@ -37,6 +36,7 @@ from graph.view import GraphView
 from models.embedding_cache.cached_encoder import CachedEncoder
 from models.embedding_cache.opening import Opened, open_with_fallback
 from models.reranking import by_cosine
+from models.text_encoder.matryoshka import shortened
 from models.text_encoder.opening import TextModelSpec, open_encoder
 from models.text_encoder.protocol import Fingerprint, TextEncoder
 

@@ -48,7 +48,20 @@ logger = logging.getLogger("weft.ingress")
 _STATUS_TIMEOUT_S = 2.0
 _EMBED_TEXTS = 512
 _QUERY_EMBED_S = 2.0  # beyond it a search goes by words alone
-_COUNTS = ("lookups", "hits", "misses", "encoded", "errors")
+_COUNTS = (
+    "lookups",
+    "hits",
+    "memory_hits",
+    "store_hits",
+    "coalesced",
+    "misses",
+    "encoded",
+    "damaged",
+    "store_errors",
+    "writes_dropped",
+    "memory_entries",
+    "memory_bytes",
+)
 _RETRY_S = 0.01
 _WARM_UP_ROUNDS = 3
 _OWN_KEY_TTL_S = 600.0  # the ingress repeats a write for seconds, not for a day
@@ -330,13 +343,17 @@ def degraded(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
 def combined(replicas: list[dict[str, Any]]) -> dict[str, object]:
     """Statistics of the cache over all replicas of the text embedder: counts added up, and each as it is."""
     counts: Counter[str] = Counter()
+    store, ttl_s = None, None
     for replica in replicas:
         for statistics in replica["models"].values():
-            counts.update({name: statistics[name] for name in _COUNTS if name in statistics})
+            counts.update({name: statistics[name] for name in _COUNTS})
+            store, ttl_s = statistics["store"] or store, statistics["ttl_s"]
     lookups = counts["lookups"]
     return {
         **{name: counts[name] for name in _COUNTS},
         "hit_rate": counts["hits"] / lookups if lookups else None,
+        "ttl_s": ttl_s,
+        "store": store,
         "replicas": replicas,
     }
 

@@ -18,7 +18,7 @@ from tests.graph.plain_model import read_view
 
 
 def make_settings(folder: Path, **groups: Any) -> Settings:
-    """Settings of a service in `folder`: words hashed instead of a text model, no cache outside the process."""
+    """Settings of a service in `folder`: words hashed in place of a text model, a cache in memory."""
     small = {"text_embedder": {"backend": "hashing", "model": "hashing"}, "cache": {"url": "memory://"}}
     return Settings.model_validate({"data_dir": folder, **small, **groups})
 

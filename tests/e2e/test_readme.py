@@ -37,6 +37,10 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         extra = {"PYTHONPATH": str(clone)}  # its editable installation points at another checkout
     else:
         extra = {}
+    extra |= {  # as a user has it
+        "WEFT_TEXT_EMBEDDER__BACKEND": "sentence-transformers",
+        "WEFT_TEXT_EMBEDDER__MODEL": "all-MiniLM-L6-v2",
+    }
     service = launch(tmp_path / "data", tmp_path, command, cwd=clone, extra=extra)
     try:
 
@@ -49,7 +53,7 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         url = re.search(r"Weft is ready at (http://\S+)", printed)
         assert url is not None
         assert url[1] == service.url
-        first, write, second = _commands(printed)
+        first, write, second, search = _commands(printed)
 
         before = json.loads(_shell(first))
         written = json.loads(_shell(write))
@@ -62,6 +66,10 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         assert _version(before) < _version(written) <= _version(after)
         assert before["recommendations"] != after["recommendations"]
         assert all(r["title"] and r["because"] for r in after["recommendations"])
+        found = json.loads(_shell(search))
+        assert found["results"]
+        assert found["text_model"].startswith("all-minilm-l6-v2-")
+        assert found["waiting"] == 0
 
         service.interrupt()
         # `make` itself dies of the interrupt; what it started ends in order.
@@ -79,10 +87,10 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
 
 
 def _commands(printed: str) -> list[str]:
-    """The three indented curl commands; a backslash continues one."""
+    """The four indented curl commands; a backslash continues one."""
     joined = printed.replace("\\\n", " ")
     commands = [line.strip() for line in joined.splitlines() if line.startswith("  curl ")]
-    assert len(commands) == 3, printed
+    assert len(commands) == 4, printed
     return commands
 
 
