@@ -68,6 +68,8 @@ class Plan:
     def add(self, request: WriteRequest, version: int) -> int:
         """Plan a request as `version`; returns how many rows it changes.
 
+        Text vectors count only where nothing else changes: they follow from what is counted.
+
         Raises InvalidInput or NotFound; the request then leaves no trace in the plan.
         """
         if len(request.operations) > MAX_ROWS_PER_WRITE:
@@ -79,8 +81,9 @@ class Plan:
         for operation in request.operations:
             self._plan(operation)
         changed = len(self._now)
+        own = changed - len(self._now.text_vectors)
         self._done.update(self._now)
-        return changed
+        return own or changed
 
     @property
     def pointer_writes(self) -> list[Pointer]:

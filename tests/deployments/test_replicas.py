@@ -404,7 +404,7 @@ async def test_a_new_item_is_found_as_soon_as_its_version_is_published(world: Wo
         )
         assert isinstance(answer, RecommendAnswer)
         assert set(ids(answer)) == {f"new{k}" for k in range(n + 1)}
-        similar = await world.retriever.similar(f"new{n}", 5, (), ("i1",), version)
+        similar = await world.retriever.similar(f"new{n}", 5, (), ("i1",), "graph", version)
         assert len(similar.similar) == 5
         assert not {f"new{n}", "i1"} & {r.item_id for r in similar.similar}
 
@@ -431,7 +431,7 @@ async def test_a_deleted_item_is_never_returned_again(world: World) -> None:
         await world.reach(gone[f"i{n}"])
     stop.set()
     assert min(await asyncio.gather(*asking)) > 3
-    found = await world.retriever.similar("i0", 5, (), (), 0)
+    found = await world.retriever.similar("i0", 5, (), (), "graph", 0)
     assert isinstance(found, UnknownItem)
 
 
