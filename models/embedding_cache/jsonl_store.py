@@ -18,7 +18,8 @@ from models.embedding_cache.segments import DamagedSegment, Head, Row
 
 
 class JSONLStore(SegmentStore):
-    """One object per line: namespace, key (hexadecimal), value (base64; null drops), written_at, expires_at.
+    """One object per line: namespace, key (hexadecimal), value (base64; null drops), written_at, expires_at,
+    crc32 (of the line without it: half a damaged gzip file unpacks into plausible characters).
 
     Compressed, a read unpacks its segments from their start: good for moving entries, slow for look-ups.
     """
@@ -97,6 +98,7 @@ def _line(row: Row) -> bytes:
     found = row._asdict()
     found["key"] = row.key.hex()
     found["value"] = None if row.value is None else b64encode(row.value).decode("ascii")
+    found["crc32"] = zlib.crc32(orjson.dumps(found))
     return orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -105,6 +107,8 @@ def _row(line: bytes) -> Row:
         if not line.endswith(b"\n"):
             raise DamagedSegment("a line without an end")
         found = orjson.loads(line)
+        if found.pop("crc32") != zlib.crc32(orjson.dumps(found)):
+            raise DamagedSegment("a line that does not match its checksum")
         value = found["value"]
         namespace, written_at, expires_at = found["namespace"], found["written_at"], found["expires_at"]
         if not isinstance(namespace, str) or not isinstance(written_at, int | float):
@@ -116,5 +120,5 @@ def _row(line: bytes) -> Row:
             float(written_at),
             None if expires_at is None else float(expires_at),
         )
-    except (ValueError, TypeError, KeyError, binascii.Error) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, binascii.Error) as error:
         raise DamagedSegment(f"a line that is not an entry: {error}") from error

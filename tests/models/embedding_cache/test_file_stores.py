@@ -285,3 +285,16 @@ def test_a_place_that_cannot_be_written(opener: Callable[..., SegmentStore], tmp
     removed.rename(tmp_path / "going")
     assert store.get_many("model", KEYS[:1]) == VALUES[:1]
     store.close()
+
+
+def test_a_changed_character_makes_a_line_of_json_damaged(tmp_path: Path) -> None:
+    with closing(JSONLStore(tmp_path)) as store:
+        store.put_many("model", KEYS[:3], VALUES[:3], None)
+    (segment,) = segments(tmp_path)
+    text = segment.read_text()
+    middle = text.index('"value":"') + 12
+    other = "B" if text[middle] == "A" else "A"
+    segment.write_text(text[:middle] + other + text[middle + 1 :])
+    with closing(JSONLStore(tmp_path)) as store:
+        assert store.get_many("model", KEYS[:3]) == [None, *VALUES[1:3]]
+        assert store.damaged_segments == 1
