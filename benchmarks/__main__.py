@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("incremental", "encoder", "ranking", "store", "service", "quality")
+BENCHMARKS = ("incremental", "encoder", "ranking", "store", "service", "quality", "cold_start")
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

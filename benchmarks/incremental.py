@@ -6,6 +6,8 @@ Incremental: `GraphView.apply` + `LinearState.apply` + `user_vector`, for random
 the same graph, one thread each: `rebuild`, a new `LinearState` from the live view (float64 sums, features
 included), and `bare products`, the propagation alone, three float32 products over a matrix that is there
 already: the least that any full recompute costs.
+
+Text vectors: `LinearState.apply` of arriving vectors, one or many to a version, with text features.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,13 @@ import scipy.sparse as sp
 
 from benchmarks.graphs import movielens_view, one_rating, random_parameters, synthetic_view
 from benchmarks.report import percentiles, spread, write
+from graph.schema import ChangeSet, TextVector
 from graph.view import GraphView
-from models.graph_encoder.features import extractor_from_config
+from models.graph_encoder.features import TextFeatures, extractor_from_config
 from models.graph_encoder.incremental import LinearState
 
 ROUNDS, RATINGS_PER_ROUND = 5, 400
+TEXT_DIM = 384
 
 
 def measure(view: GraphView) -> dict[str, Any]:
@@ -71,11 +76,60 @@ def measure(view: GraphView) -> dict[str, Any]:
     }
 
 
+def measure_text(view: GraphView) -> dict[str, Any]:
+    """Every item gets a vector: in versions of 256, then some again in versions of their own."""
+    extractor = TextFeatures("random", TEXT_DIM)
+    parameters, rng = random_parameters(view), np.random.default_rng(2)
+
+    def table(*shape: int) -> np.ndarray:
+        return (rng.standard_normal(shape) * 0.1).astype(np.float32)
+
+    columns = extractor.item_columns
+    parameters = replace(
+        parameters,
+        feature_source=table(columns, parameters.dim),
+        feature_target=table(columns, parameters.dim),
+        feature_bias=table(columns),
+        features=extractor.config(),
+    )
+    state = LinearState(parameters, extractor, view)
+    rows = np.array([item.row for item in view.items()])
+
+    def apply(chosen: np.ndarray) -> float:
+        version = view.version + 1
+        drawn = rng.standard_normal((len(chosen), TEXT_DIM)).astype("<f2")
+        vectors = [
+            TextVector("item", row, "random", "00" * 16, vector.tobytes(), version)
+            for row, vector in zip(chosen.tolist(), drawn, strict=True)
+        ]
+        delta = view.apply(ChangeSet(view.version, version, text_vectors=vectors))
+        start = time.perf_counter()
+        state.apply(delta, view)
+        return time.perf_counter() - start
+
+    order = rng.permutation(rows)
+    batches = [apply(order[first : first + 256]) * 1e3 for first in range(0, len(order), 256)]
+    singles = [apply(rng.choice(rows, 1)) * 1e6 for _ in range(400)]
+    # By its number of ratings: what a changed text of something popular costs.
+    edges = view.edges()
+    popular = [apply(rng.choice(edges.item_rows, 1)) * 1e6 for _ in range(400)]
+    start = time.perf_counter()
+    LinearState(parameters, extractor, view)
+    return {
+        "rebuild_ms": (time.perf_counter() - start) * 1e3,
+        "one_vector_us": percentiles(singles),
+        "one_vector_of_a_popular_item_us": percentiles(popular),
+        "version_of_256_vectors_ms": percentiles(batches),
+        "deviation_from_rebuild": state.deviation(view),
+    }
+
+
 if __name__ == "__main__":
     write(
         "incremental",
         {
             "ml-latest-small": measure(movielens_view()),
             "ml-1m-sized": measure(synthetic_view(6040, 3706, 1_000_209)),
+            "text vectors, ml-latest-small": measure_text(movielens_view()),
         },
     )

@@ -89,33 +89,36 @@ def as_table(report: Report | ColdReport) -> Table:
 
 
 def _cold_table(report: ColdReport) -> Table:
-    """Of every bucket the figures among all items and, behind a bar, among the bucket's own."""
-    figures = ("ndcg_at_10", "recall_at_10", "recall_at_50")
-    columns: list[list[tuple[ListMetrics | None, str]]] = []
-    for system in report.systems:
-        lists = [system.overall, *(m for b in system.buckets for m in (b.among_all, b.among_own))]
-        columns.append([(metrics, figure) for metrics in lists for figure in figures])
-    values = np.array(
-        [[np.nan if m is None else getattr(m, figure) for m, figure in row] for row in columns], np.float64
-    )
-    best = np.nanmax(values, axis=0)
+    """A section per bucket; the best of each column of a section is bold."""
+    fields = ("ndcg_at_10", "recall_at_10", "recall_at_50")
+    names = ("nDCG@10", "recall@10", "recall@50")
     table = Table(
+        "training ratings",
         "system",
+        *(f"{name}, {among}" for among in ("all", "own") for name in names),
         title=f"cold: {report.num_users:,} users, {report.num_train:,} ratings to learn from",
-        caption="nDCG@10, recall@10, recall@50; by training ratings of the item, among all items | among "
-        "those of as many ratings",
+        caption="all: ranked among all items; own: among items with as many training ratings",
     )
-    for size in report.sizes:
-        table.add_column(f"{size.bucket}\n{size.num_items:,} items, {size.num_test:,} tested")
-    table.add_column("all")
-    for system, row in zip(report.systems, values, strict=True):
-        cells = [
-            "-" if np.isnan(v) else f"[bold]{v:.4f}[/bold]" if v == b else f"{v:.4f}"
-            for v, b in zip(row, best, strict=True)
-        ]
-        triples = [" ".join(cells[first : first + 3]) for first in range(0, len(cells), 3)]
-        pairs = [f"{triples[1 + 2 * n]} | {triples[2 + 2 * n]}" for n in range(len(report.sizes))]
-        table.add_row(system.system, *pairs, triples[0])
+    sections: list[tuple[str, list[tuple[ListMetrics | None, ...]]]] = [
+        (
+            f"{size.bucket}: {size.num_items:,} items, {size.num_test:,} tested",
+            [(system.buckets[n].among_all, system.buckets[n].among_own) for system in report.systems],
+        )
+        for n, size in enumerate(report.sizes)
+    ]
+    sections.append(("all", [(system.overall, None) for system in report.systems]))
+    for heading, rows in sections:
+        values = np.array(
+            [[np.nan if m is None else getattr(m, field) for m in row for field in fields] for row in rows],
+            np.float64,
+        )
+        best = np.max(np.nan_to_num(values, nan=-1.0), axis=0)
+        for n, (system, row) in enumerate(zip(report.systems, values, strict=True)):
+            cells = [
+                "-" if np.isnan(v) else f"[bold]{v:.4f}[/bold]" if v == b else f"{v:.4f}"
+                for v, b in zip(row, best, strict=True)
+            ]
+            table.add_row("" if n else heading, system.system, *cells, end_section=n + 1 == len(values))
     return table
 
 

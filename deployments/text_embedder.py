@@ -46,6 +46,8 @@ _URGENT_TEXTS = 8
 """Calls of so few texts are somebody waiting: they overtake bulk work between two slices."""
 _RETRY_S = 5.0
 _MAX_RETRY_S = 60.0
+_GRACE_S = 10.0
+"""A model that was replaced is closed so long afterwards: calls for it are still on their way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,8 @@ class TextEmbedder:
         self._configured: str | None = None
         self._failures: dict[str, str] = {}  # why a model is not there, by name; the configured one under ""
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[str] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._view = GraphView()
         self._follower = Follower(
             "text_embedder", self, source, settings.snapshot_dir, frozenset(("pointer",))
@@ -89,13 +93,15 @@ class TextEmbedder:
         """Open cache and model; returns when both were tried."""
         if self._settings.cache.enabled:
             self._opened = await asyncio.to_thread(self._open_store)
-        await self._follower.start()
+        # Before following: most of the time it is the one that the feed names, and opened twice otherwise.
         await self._open(self._spec, None)
+        await self._follower.start()
 
     async def stop(self) -> None:
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *self._closing]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._follower.stop()
         for model in self._models.values():
             await model.cached.aclose()
@@ -126,7 +132,18 @@ class TextEmbedder:
             spec = remembered_spec(self._view, name, self._spec)
             if name not in self._models and name not in self._tasks and spec is not None:
                 self._start_opening(spec, name)
-        for name in set(self._models) - {*wanted, self._configured}:
+        for name in set(self._models) - {*wanted, self._configured} - self._leaving:
+            self._leaving.add(name)
+            task = asyncio.create_task(self._close_later(name))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _close_later(self, name: str) -> None:
+        """Close a model that nothing uses, once those who asked for it have their answers."""
+        await asyncio.sleep(_GRACE_S)
+        self._leaving.discard(name)
+        used = {*models_in_use(self._view, self._settings.encoder_dir), self._configured}
+        if name not in used and name in self._models:
             log.info("text model %s is no longer in use", name)
             await self._models.pop(name).cached.aclose()
 

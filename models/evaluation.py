@@ -3,7 +3,8 @@
 `recommenders`: the benchmark of recommenders-team (examples/06_benchmarks): every rating is positive, 75/25
 split at random within each item, seed 42. `temporal`: each user's last 20% by (time, file order). In both,
 candidates are the items of the training part without those the user has rated there. Nothing is chosen on
-the test part: training and baselines make a validation cut of their own from the training part.
+the test part: training and baselines make a validation cut of their own from the training part. The protocol
+`cold`, of items with few ratings or none, is in `cold_start.py`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,13 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from graph.errors import InvalidInput
-from graph.schema import RATING_DTYPE, ChangeSet, Item, User
-from graph.view import GraphView
+from graph.schema import Item, User
 from models.baselines import BASELINES, choose_settings
-from models.graph_encoder.features import extractor_from_config
-from models.graph_encoder.incremental import LinearState
+from models.graph_encoder.features import HashedFeatures, TextFeatures
 from models.graph_encoder.selection import Validation
 from models.graph_encoder.training import ALL_POSITIVE, Progress, TrainedEncoder, TrainingConfig, train_on
 from models.interactions import Interactions, split_recommenders, split_temporal, validation_cut
-from models.ranking import Ranker, RankQuery
+from models.offline_service import OfflineService
 from models.ranking_metrics import RankingMetrics, hits_of, ranking_metrics, top_items
 
 Float32 = npt.NDArray[np.float32]
@@ -75,6 +74,8 @@ def evaluate_protocol(
     baselines: bool = False,
     config: TrainingConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
+    item_vectors: Float32 | None = None,
+    text_model: str | None = None,
 ) -> Report:
     """Split, train, recommend, measure.
 
@@ -86,6 +87,9 @@ def evaluate_protocol(
         baselines: also fit the systems of `baselines.py`.
         config: of training, its seed included.
         progress: called with stages of training, then with each system's name.
+        item_vectors: float32 [len(items), d] of `text_model`, zeros where an item has none: the features of
+            Weft in place of hashed words.
+        text_model: name of the model; both are given or neither.
 
     Raises:
         InvalidInput: the protocol is unknown, needs times that the ratings do not have, or nobody is left
@@ -95,8 +99,15 @@ def evaluate_protocol(
     train, test = _split(ratings, protocol)
     judge = _Judge(train, test)
     started = time.monotonic()
-    trained = train_on(train, items, users, config, progress)
-    served, exhaustive = recommend_served(trained, train, items, users, judge.users, max(CUTOFFS))
+    extractor = (
+        HashedFeatures()
+        if item_vectors is None or text_model is None
+        else TextFeatures(text_model, item_vectors.shape[1])
+    )
+    trained = train_on(train, items, users, config, progress, extractor, item_vectors)
+    served, exhaustive = recommend_served(
+        trained, train, items, users, judge.users, max(CUTOFFS), item_vectors
+    )
     seconds = time.monotonic() - started
     similarity = trained.metadata["similarity"]
     fit = trained.metadata["fit"]
@@ -123,57 +134,15 @@ def recommend_served(
     users: Sequence[User],
     asked: Int64,
     n: int,
+    item_vectors: Float32 | None = None,
 ) -> tuple[Int64, Int64]:
     """(what the service would answer, the exact best) for users `asked`: int64 [len(asked), n], -1 padded.
 
     The first goes the way of a request: a graph view, incremental state, ranker, both stages. The second
     scores every item. The catalogue is the items with training ratings.
     """
-    view = view_of(train, items, users)
-    state = LinearState(trained.parameters, extractor_from_config(trained.parameters.features), view)
-    place = {item_id: position for position, item_id in enumerate(trained.parameters.item_ids)}
-    positions = np.array([place.get(item.item_id, -1) for item in items], np.int64)
-    rows = np.unique(train.items)
-    ranker = Ranker(trained.parameters.dim, trained.similarity, trained.settings)
-    ranker.upsert(
-        rows, state.source[rows], state.target[rows], state.bias[rows], state.degree[rows], positions[rows]
-    )
-    served = np.full((len(asked), n), -1, np.int64)
-    exact = np.full((len(asked), n), -1, np.int64)
-    width = max(1, _BLOCK_FLOATS // len(items))
-    for first in range(0, len(asked), width):
-        block = asked[first : first + width]
-        vectors = state.user_vectors(block)
-        scores = np.full((len(block), len(items)), -np.inf, np.float32)
-        scores[:, rows] = vectors @ state.target[rows].T + state.bias[rows]
-        queries, liked_rows, liked_positions = [], [], []
-        for place_in_block, (user, vector) in enumerate(zip(block.tolist(), vectors, strict=True)):
-            seen, weights = state.seen(user)
-            known = bool((weights > 0).any())
-            queries.append(
-                RankQuery(vector if known else None, seen.astype(np.int64), weights, n=n, explain=False)
-            )
-            liked = seen[weights > 0]
-            liked_positions.append(positions[liked])
-            liked_rows.append(np.full(len(liked), place_in_block))
-            if not known:
-                scores[place_in_block, rows] = state.degree[rows]
-        for place_in_block, result in enumerate(ranker.recommend(queries)):
-            served[first + place_in_block, : len(result)] = result.rows
-        liked_matrix = sp.csr_matrix(
-            (
-                np.ones(sum(map(len, liked_rows)), np.float32),
-                (np.concatenate(liked_rows), np.concatenate(liked_positions)),
-            ),
-            shape=(len(block), trained.similarity.size),
-        )
-        scores[:, rows] += (
-            trained.settings.similarity_weight * trained.similarity.product(liked_matrix)[:, positions[rows]]
-        )
-        for place_in_block, query in enumerate(queries):
-            scores[place_in_block, query.seen_rows] = -np.inf
-        exact[first : first + width] = top_items(scores, n)
-    return served, exact
+    service = OfflineService(trained, train, items, users, item_vectors)
+    return service.recommend(asked, n), service.best(asked, n)
 
 
 def candidate_recall(served: Int64, exhaustive: Int64, k: int) -> float:
@@ -183,27 +152,6 @@ def candidate_recall(served: Int64, exhaustive: Int64, k: int) -> float:
         for mine, best in zip(served[:, :k], exhaustive[:, :k], strict=True)
     )
     return found / max(1, int((exhaustive[:, :k] >= 0).sum()))
-
-
-def view_of(ratings: Interactions, items: Sequence[Item], users: Sequence[User]) -> GraphView:
-    """A view with these ratings, written in file order; rows are places in `items` and `users`."""
-    records = np.zeros(len(ratings), RATING_DTYPE)
-    records["user_row"], records["item_row"] = ratings.users, ratings.items
-    records["value"], records["timestamp"], records["version"] = ratings.values, ratings.timestamps, 1
-    view = GraphView("evaluation")
-    view.apply(
-        ChangeSet(
-            0,
-            1,
-            [User(row, user.user_id, user.attributes, 1) for row, user in enumerate(users)],
-            [
-                Item(row, item.item_id, item.title, item.tags, item.year, item.text, 1)
-                for row, item in enumerate(items)
-            ],
-            ratings=records,
-        )
-    )
-    return view
 
 
 class _Judge:

@@ -80,6 +80,33 @@ def split_temporal(ratings: Interactions, fraction: float = 0.2) -> tuple[Intera
     return ratings.select(~last), ratings.select(last)
 
 
+def split_cold(
+    ratings: Interactions,
+    seed: int = SPLIT_SEED,
+    share: float = 0.1,
+    most_few: int = 5,
+    fraction: float = 0.2,
+) -> tuple[Interactions, Interactions]:
+    """(train, test) with items that few or none of the training ratings are of.
+
+    Of the rated items, drawn at random, `share` lose all their ratings to the test part, and as many again
+    keep 1 to `most_few` of theirs, the number and the ratings drawn at random. Of all other items' ratings
+    the test part gets a random `fraction`.
+    """
+    rng = np.random.default_rng(seed)
+    rated = rng.permutation(np.unique(ratings.items))
+    count = int(share * len(rated))
+    kept = np.full(ratings.num_items, -1, np.int64)
+    kept[rated[:count]] = 0
+    kept[rated[count : 2 * count]] = rng.integers(1, most_few + 1, min(count, len(rated) - count))
+    order = np.lexsort((rng.random(len(ratings)), ratings.items))
+    rank, _ = _ranks(ratings.items[order])
+    kept = kept[ratings.items[order]]
+    test = np.zeros(len(ratings), np.bool_)
+    test[order] = np.where(kept < 0, rng.random(len(ratings)) < fraction, rank >= kept)
+    return ratings.select(~test), ratings.select(test)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ValidationCut:
     """A training part cut once more. Each of `parts` is measured by itself."""
@@ -105,6 +132,21 @@ def validation_cut(
     drawn = (np.random.default_rng(seed).random(len(ratings)) < random_fraction) & ~last
     parts = tuple(ratings.select(part) for part in (drawn, last) if part.any())
     return ValidationCut(ratings.select(~(drawn | last)), parts)
+
+
+def sample_users(ratings: Interactions, limit: int, seed: int) -> Interactions:
+    """All ratings of some users, drawn at random, `limit` at most; all of them where they are no more."""
+    if len(ratings) <= limit:
+        return ratings
+    order = np.random.default_rng(seed).permutation(ratings.num_users)
+    counts = np.bincount(ratings.users, minlength=ratings.num_users)[order]
+    # One user with more than all may have is skipped rather than ending the sample.
+    within = np.cumsum(np.where(counts <= limit, counts, 0)) <= limit
+    taken = np.zeros(ratings.num_users, np.bool_)
+    taken[order[within & (counts <= limit)]] = True
+    if not taken[ratings.users].any():
+        taken[order[np.argmin(np.where(counts > 0, counts, np.iinfo(counts.dtype).max))]] = True
+    return ratings.select(taken[ratings.users])
 
 
 def _last(ratings: Interactions, fraction: float) -> Bool:

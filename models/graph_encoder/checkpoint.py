@@ -215,7 +215,7 @@ def _restore_parameters(manifest: Json, tensors: Tensors) -> LinearParameters:
     sizes = {
         "n": len(ids),
         "D": tensors["id_source"].shape[-1],
-        "F": extractor.item_buckets,
+        "F": extractor.item_columns,
         # A model trained without users' attributes has no rows for them.
         "G": extractor.user_buckets if len(tensors["user_attributes"]) else 0,
         "5": 5,

@@ -1,52 +1,67 @@
-"""Feature rows of items and users: what the encoder knows of a node besides its ratings.
+"""What the encoder knows of a node besides its ratings: feature rows of items and users.
 
-`HashedFeatures` is a hashed bag of words (Weinberger et al. 2009). Anything with the same methods can stand
-in for it, for example vectors of a text model: the encoder only sees `FeatureExtractor`.
+`HashedFeatures` is a hashed bag of words (Weinberger et al. 2009) and needs nothing but the node.
+`TextFeatures` has the vector of a text model in place of the words of title and text.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import re
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
-import scipy.sparse as sp
+import numpy.typing as npt
 
 from graph.errors import InvalidInput
-from graph.schema import Attributes, AttributeValue, Item, User
+from graph.schema import Item, User
+from models.graph_encoder.feature_tokens import (
+    FeatureMatrix,
+    add_tokens,
+    attribute_tokens,
+    normalised,
+    sparse_rows,
+    tag_tokens,
+    word_tokens,
+    year_tokens,
+)
+from models.graph_encoder.item_features import ItemFeatures
 
-FeatureMatrix: TypeAlias = "sp.csr_matrix[np.float32]"
-"""float32; every row has L2 norm 1, or is empty where nothing is known."""
+Float32: TypeAlias = npt.NDArray[np.float32]
+
+_MAX_BUCKETS = 2**22
+_MAX_TEXT_DIM = 2**16
 
 
 class FeatureExtractor(Protocol):
-    """Maps nodes to sparse feature rows. Deterministic: equal nodes give equal rows in every process."""
+    """Maps nodes to feature rows. Deterministic: equal nodes give equal rows in every process."""
 
     @property
-    def item_buckets(self) -> int:
+    def item_columns(self) -> int:
         """F, columns of an item's row."""
 
     @property
     def user_buckets(self) -> int:
         """G, columns of a user's row."""
 
-    def item_features(self, items: Sequence[Item]) -> FeatureMatrix:
-        """Rows [n, F] of items, in order."""
+    @property
+    def text_model(self) -> str | None:
+        """Name of the text model whose vectors `item_features` takes; None: it takes none."""
+
+    def item_features(self, items: Sequence[Item], vectors: Float32 | None = None) -> ItemFeatures:
+        """Rows [n, F] of items, in order.
+
+        `vectors` float32 [n, d] are their text vectors, a row of zeros where there is none yet; None: no item
+        has one. Each row depends on its own item and vector alone.
+        """
 
     def user_features(self, users: Sequence[User]) -> FeatureMatrix:
-        """Rows [n, G] of users, in order."""
+        """Rows [n, G] of users, in order, of L2 norm 1, or empty where nothing is known."""
 
     def config(self) -> dict[str, object]:
         """Plain JSON from which `extractor_from_config` builds an equal extractor."""
-
-
-_WORD = re.compile(r"[^\W_]+")
-_MAX_BUCKETS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,127 +81,155 @@ class HashedFeatures:
     signed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("item_buckets", "user_buckets"):
-            if not 1 <= getattr(self, name) <= _MAX_BUCKETS:
-                raise InvalidInput(f"{name} is {getattr(self, name)!r}: allowed are 1 to {_MAX_BUCKETS}")
-        for name in ("tag_weight", "year_weight", "title_weight", "text_weight"):
-            value = getattr(self, name)
-            if not math.isfinite(value) or value < 0:
-                raise InvalidInput(f"{name} is {value!r}: feature weights are finite and not negative")
+        _check_sizes(self, item_buckets=_MAX_BUCKETS, user_buckets=_MAX_BUCKETS)
+        _check_weights(self, "tag_weight", "year_weight", "title_weight", "text_weight")
 
-    def item_features(self, items: Sequence[Item]) -> FeatureMatrix:
-        return self._matrix((self._item_row(item) for item in items), len(items), self.item_buckets)
+    @property
+    def item_columns(self) -> int:
+        return self.item_buckets
+
+    @property
+    def text_model(self) -> None:
+        return None
+
+    def item_features(self, items: Sequence[Item], vectors: Float32 | None = None) -> ItemFeatures:
+        return ItemFeatures(sparse_rows([self._item_row(item) for item in items], self.item_buckets))
 
     def user_features(self, users: Sequence[User]) -> FeatureMatrix:
-        return self._matrix(
-            (self._user_row(user.attributes) for user in users), len(users), self.user_buckets
-        )
+        return _user_rows(users, self.user_buckets, self.signed)
 
     def config(self) -> dict[str, object]:
         return {"kind": "hashed", **dataclasses.asdict(self)}
 
     def _item_row(self, item: Item) -> dict[int, float]:
         row: dict[int, float] = {}
-        fields = (
-            (self.tag_weight, [f"tag:{_plain(tag)}" for tag in item.tags]),
-            (self.year_weight, _year_tokens(item.year)),
-            (self.title_weight, [f"title:{word}" for word in _words(item.title)]),
-            (self.text_weight, [f"text:{word}" for word in _words(item.text)]),
-        )
-        for weight, tokens in fields:
-            self._add(row, tokens, weight, self.item_buckets)
-        return row
+        for weight, tokens in (
+            (self.tag_weight, tag_tokens(item.tags)),
+            (self.year_weight, year_tokens(item.year)),
+            (self.title_weight, word_tokens("title", item.title)),
+            (self.text_weight, word_tokens("text", item.text)),
+        ):
+            add_tokens(row, tokens, weight, self.item_buckets, signed=self.signed)
+        return normalised(row)
 
-    def _user_row(self, attributes: Attributes) -> dict[int, float]:
+
+@dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """Hashed tags and year beside the item's text vector, and users' attributes hashed.
+
+    With f = sqrt(tag_weight^2 + year_weight^2 + text_weight^2) an item's row is
+
+        [tag_weight / f * tags, year_weight / f * year  |  text_weight / f * (1, v)]
+
+    in item_buckets sparse and 1 + text_dim dense columns, tags and year of L2 norm 1 each, v the text vector
+    scaled to norm 1. The 1 says that there is a vector: its weights hold what training subtracts from every
+    vector (see `text_projection.py`). An item without a vector has zeros in the dense columns; its tags weigh
+    what they weigh with one, so that their share of the item's vector does not move when the vector arrives.
+    """
+
+    text_model: str
+    text_dim: int
+    item_buckets: int = 4096
+    user_buckets: int = 512
+    tag_weight: float = 1.0
+    year_weight: float = 0.5
+    text_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.text_model:
+            raise InvalidInput("text_model is empty: name the model whose vectors are the features")
+        _check_sizes(self, item_buckets=_MAX_BUCKETS, user_buckets=_MAX_BUCKETS, text_dim=_MAX_TEXT_DIM)
+        _check_weights(self, "tag_weight", "year_weight", "text_weight")
+        if not self.tag_weight or not self.text_weight:
+            raise InvalidInput("tag_weight and text_weight of text features must be above 0")
+
+    @property
+    def item_columns(self) -> int:
+        return self.item_buckets + 1 + self.text_dim
+
+    def item_features(self, items: Sequence[Item], vectors: Float32 | None = None) -> ItemFeatures:
+        """See `FeatureExtractor`; raises InvalidInput for vectors of another shape than [n, text_dim]."""
+        dense = np.zeros((len(items), 1 + self.text_dim), np.float32)
+        if vectors is not None:
+            if vectors.shape != (len(items), self.text_dim):
+                raise InvalidInput(
+                    f"text vectors are {list(vectors.shape)}: {len(items)} items with vectors of "
+                    f"{self.text_model!r} need [{len(items)}, {self.text_dim}]"
+                )
+            norms = np.linalg.norm(vectors, axis=1)
+            here = np.flatnonzero(norms > 0)
+            dense[here, 0] = 1
+            dense[here, 1:] = vectors[here] / norms[here, None]
+            dense *= np.float32(self.text_weight / self._norm)
+        return ItemFeatures(sparse_rows([self._item_row(item) for item in items], self.item_buckets), dense)
+
+    def user_features(self, users: Sequence[User]) -> FeatureMatrix:
+        return _user_rows(users, self.user_buckets)
+
+    def config(self) -> dict[str, object]:
+        return {"kind": "text", **dataclasses.asdict(self)}
+
+    @property
+    def _norm(self) -> float:
+        return math.hypot(self.tag_weight, self.year_weight, self.text_weight)
+
+    def _item_row(self, item: Item) -> dict[int, float]:
         row: dict[int, float] = {}
-        tokens = [
-            token for key, value in attributes.items() for token in _attribute_tokens(_plain(key), value)
-        ]
-        self._add(row, tokens, 1.0, self.user_buckets)
+        add_tokens(row, tag_tokens(item.tags), self.tag_weight / self._norm, self.item_buckets)
+        add_tokens(row, year_tokens(item.year), self.year_weight / self._norm, self.item_buckets)
         return row
 
-    def _add(self, row: dict[int, float], tokens: Iterable[str], norm: float, buckets: int) -> None:
-        # A word counts once: how often a plot repeats it says little about taste.
-        distinct = dict.fromkeys(tokens)
-        if not distinct or norm == 0:
-            return
-        amount = norm / math.sqrt(len(distinct))
-        for token in distinct:
-            code = zlib.crc32(token.encode("utf-8", "surrogatepass"))
-            sign = -1.0 if self.signed and code >> 31 else 1.0
-            bucket = (code & 0x7FFFFFFF) % buckets
-            row[bucket] = row.get(bucket, 0.0) + sign * amount
 
-    @staticmethod
-    def _matrix(rows: Iterable[dict[int, float]], count: int, buckets: int) -> FeatureMatrix:
-        indptr, indices, data = [0], list[int](), list[float]()
-        for row in rows:
-            norm = math.sqrt(sum(value * value for value in row.values()))
-            if norm > 1e-12:  # signed collisions may cancel to nothing
-                for bucket in sorted(row):
-                    indices.append(bucket)
-                    data.append(row[bucket] / norm)
-            indptr.append(len(indices))
-        return sp.csr_matrix(
-            (np.array(data, np.float32), np.array(indices, np.int32), np.array(indptr, np.int32)),
-            shape=(count, buckets),
-        )
+_KINDS: Mapping[str, type[HashedFeatures] | type[TextFeatures]] = {
+    "hashed": HashedFeatures,
+    "text": TextFeatures,
+}
 
 
 def extractor_from_config(config: Mapping[str, object]) -> FeatureExtractor:
     """The extractor whose `config()` this is; raises InvalidInput for an unknown kind or option."""
     options = dict(config)
     kind = options.pop("kind", None)
-    if kind != "hashed":
-        raise InvalidInput(f"feature kind {kind!r} is unknown: this version reads 'hashed'")
-    known = {f.name: f.type for f in dataclasses.fields(HashedFeatures)}
+    extractor = _KINDS.get(kind) if isinstance(kind, str) else None
+    if extractor is None:
+        raise InvalidInput(f"feature kind {kind!r} is unknown: this version reads {', '.join(_KINDS)}")
+    fields = {f.name: f for f in dataclasses.fields(extractor)}
     for name, value in options.items():
-        if name not in known:
-            raise InvalidInput(f"feature option {name!r} is unknown: allowed are {', '.join(sorted(known))}")
-        if not _fits(value, str(known[name])):
-            raise InvalidInput(f"feature option {name!r} is {value!r}: it must be a {known[name]}")
-    return HashedFeatures(**options)  # type: ignore[arg-type]
+        if name not in fields:
+            raise InvalidInput(f"feature option {name!r} is unknown: allowed are {', '.join(sorted(fields))}")
+        if not _fits(value, str(fields[name].type)):
+            raise InvalidInput(f"feature option {name!r} is {value!r}: it must be a {fields[name].type}")
+    for name, field in fields.items():
+        if field.default is dataclasses.MISSING and name not in options:
+            raise InvalidInput(f"features of kind {kind!r} need the option {name!r}")
+    return extractor(**options)  # type: ignore[arg-type]
 
 
 def _fits(value: object, type_name: str) -> bool:
-    if isinstance(value, bool) or type_name == "bool":
-        return isinstance(value, bool) and type_name == "bool"
+    if type_name in ("bool", "str"):
+        return type(value).__name__ == type_name
+    if isinstance(value, bool):
+        return False
     return isinstance(value, int) or (type_name == "float" and isinstance(value, float))
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
+def _check_sizes(features: object, **limits: int) -> None:
+    for name, limit in limits.items():
+        if not 1 <= getattr(features, name) <= limit:
+            raise InvalidInput(f"{name} is {getattr(features, name)!r}: allowed are 1 to {limit}")
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+def _check_weights(features: object, *names: str) -> None:
+    for name in names:
+        value = getattr(features, name)
+        if not math.isfinite(value) or value < 0:
+            raise InvalidInput(f"{name} is {value!r}: feature weights are finite and not negative")
 
 
-def _year_tokens(year: int | None) -> list[str]:
-    return [] if year is None else [f"year:{year}", f"decade:{year // 10}"]
-
-
-def _attribute_tokens(key: str, value: AttributeValue) -> list[str]:
-    """`key=value`, one per list entry; numbers also by magnitude, so that near numbers share a bucket."""
-    if isinstance(value, bool):
-        return [f"{key}={str(value).lower()}"]
-    if isinstance(value, str):
-        return [f"{key}={_plain(value)}"]
-    if isinstance(value, int | float):
-        return _number_tokens(key, value)
-    return [f"{key}={_plain(str(entry))}" for entry in value]
-
-
-def _number_tokens(key: str, value: float) -> list[str]:
-    # An integer may be a code (an occupation) as well as a quantity: it keeps its exact token too.
-    exact = [f"{key}={value}"] if isinstance(value, int) else []
-    try:
-        number = float(value)
-    except OverflowError:
-        return exact
-    if not math.isfinite(number):
-        return exact
-    if number == 0:
-        return [*exact, f"{key}~0"]
-    sign, octaves = ("-" if number < 0 else "+"), math.log2(abs(number))
-    return [*exact, f"{key}~{sign}{math.floor(octaves * 2)}/2", f"{key}~{sign}{math.floor(octaves * 8)}/8"]
+def _user_rows(users: Sequence[User], buckets: int, signed: bool = False) -> FeatureMatrix:
+    rows = []
+    for user in users:
+        row: dict[int, float] = {}
+        add_tokens(row, attribute_tokens(user.attributes), 1.0, buckets, signed=signed)
+        rows.append(normalised(row))
+    return sparse_rows(rows, buckets)

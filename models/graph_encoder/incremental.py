@@ -21,7 +21,7 @@ from graph.delta import Delta, RatingDeltas
 from graph.schema import Item
 from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor
-from models.graph_encoder.item_tables import item_tables
+from models.graph_encoder.item_tables import changed_items, item_tables, text_vectors_of
 from models.graph_encoder.numerics import Matrix, dense, grown, power, row_sums, segment_sums
 from models.graph_encoder.parameters import LinearParameters
 
@@ -174,8 +174,8 @@ class LinearState:
     def apply(self, delta: Delta, view: GraphView) -> None:
         """Bring the state to `view.version`; call right after the `view.apply` that returned `delta`.
 
-        O(d_u * D) per user whose ratings changed. A changed feature row of a rated item costs the edges of
-        the users who rated it. Raises ValueError when a delta was left out.
+        O(d_u * D) per user whose ratings changed. A changed feature row of a rated item, be it for another
+        text vector, costs the edges of the users who rated it. Raises ValueError when a delta was left out.
         """
         if delta.from_version != self.version:
             raise ValueError(f"delta starts at version {delta.from_version}, the state is at {self.version}")
@@ -184,7 +184,7 @@ class LinearState:
         for _, user in delta.users:
             self._attributes.pop(user.row, None)
         # Features of items that no sum contains can change at once, and ratings of the same delta need them.
-        items = [after for _, after in delta.items]
+        items = changed_items(delta, view, self.extractor)
         liked = [item for item in items if self._liked[item.row]]
         if len(liked) < len(items):
             self._put_items([item for item in items if not self._liked[item.row]])
@@ -315,7 +315,8 @@ class LinearState:
         for first in range(0, len(items), _FEATURE_CHUNK):
             chunk = items[first : first + _FEATURE_CHUNK]
             rows = np.array([item.row for item in chunk], np.int64)
-            q, y, bias = item_tables(self.parameters, self.extractor, chunk, self._id_rows)
+            vectors = text_vectors_of(self._view, self.extractor, chunk)
+            q, y, bias = item_tables(self.parameters, self.extractor, chunk, self._id_rows, vectors)
             self._q[rows], self._bias[rows] = q, bias
             self._source_base[rows] = self._mix[0] * q + self._mix[2] * y
             self._target_base[rows] = self._mix[3] * y

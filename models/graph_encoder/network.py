@@ -229,27 +229,41 @@ class LinearEncoderNetwork(torch.nn.Module):
 
 
 class FeatureRows:
-    """A constant sparse feature matrix [rows, columns], multiplied with trainable weights.
+    """A constant feature matrix [rows, S + T], multiplied with trainable weights.
 
     Args:
-        matrix: scipy.sparse matrix, float32.
+        matrix: the sparse part [rows, S], scipy.sparse, float32.
+        dense: the part [rows, T] that has no zeros, float32; None where there is none.
     """
 
-    def __init__(self, matrix: Any, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        matrix: Any,
+        device: torch.device | str = "cpu",
+        dense: npt.NDArray[np.float32] | None = None,
+    ) -> None:
+        self._columns: int = matrix.shape[1]
         self.shape: tuple[int, int] = matrix.shape
         self._forward = _from_scipy(matrix.tocsr(), device)
         self._backward = _from_scipy(matrix.T.tocsr(), device)
+        self._dense = None
+        if dense is not None:
+            self.shape = (matrix.shape[0], matrix.shape[1] + dense.shape[1])
+            self._dense = torch.from_numpy(np.ascontiguousarray(dense, np.float32)).to(device)
 
     def mean_squares(self) -> Tensor:
         """Mean square of each column, float32 [columns]."""
-        sums = torch.zeros(self.shape[1], device=self._forward.device)
+        sums = torch.zeros(self._columns, device=self._forward.device)
         sums.index_add_(0, self._forward.col_indices(), self._forward.values().square())
+        if self._dense is not None:
+            sums = torch.cat([sums, self._dense.square().sum(0)])
         return sums / max(1, self.shape[0])
 
     def __matmul__(self, weights: Tensor) -> Tensor:
         """[rows, columns] @ [columns, D] -> [rows, D]."""
-        result: Tensor = _SparseProduct.apply(self._forward, self._backward, weights)  # type: ignore[no-untyped-call]
-        return result
+        sparse = weights[: self._columns]
+        result: Tensor = _SparseProduct.apply(self._forward, self._backward, sparse)  # type: ignore[no-untyped-call]
+        return result if self._dense is None else result + self._dense @ weights[self._columns :]
 
 
 class _SparseProduct(torch.autograd.Function):

@@ -13,8 +13,9 @@ For a user u with ratings N(u), a(.) the edge weight, d_u = sum of a over N(u), 
     bias_j = id_bias[j] + f_j @ feature_bias
     score(u, j) = user_u . item_j + bias_j
 
-`f_j` and `g_u` are the L2-normalised feature rows of `features.py`. An item that is not in the id table has
-zero in place of its id terms. `mix` is (w0, w1, w2, w3, w4).
+`f_j` and `g_u` are the feature rows of `features.py`; with text features f_j holds the item's text vector,
+which is as much a part of the graph as its ratings. An item that is not in the id table has zero in place of
+its id terms. `mix` is (w0, w1, w2, w3, w4).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class EdgeWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearParameters:
-    """Parameters of the `linear` encoder; n items in the id table, F item and G user feature buckets."""
+    """Parameters of the `linear` encoder; n items in the id table, F item and G user feature columns."""
 
     item_ids: tuple[str, ...]  # [n], the id table
     id_source: Float32  # [n, D]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor
-from models.graph_encoder.item_tables import item_tables
+from models.graph_encoder.item_tables import item_tables, text_vectors_of
 from models.graph_encoder.parameters import LinearParameters
 
 
@@ -57,7 +57,7 @@ class Propagation:
         shape = (len(users), len(items))
         self._to_users = _csr(rows[by_user], columns[by_user], mean[by_user], shape).to(device, wide)
         self._to_items = _csr(columns[by_item], rows[by_item], back[by_item], shape[::-1]).to(device, wide)
-        q, y, _ = item_tables(parameters, extractor, items)
+        q, y, _ = item_tables(parameters, extractor, items, vectors=text_vectors_of(view, extractor, items))
         w = parameters.mix
         self._q = put(q)
         self._source_base, self._target_base = put(w[0] * q + w[2] * y), put(w[3] * y)

@@ -19,20 +19,25 @@ from graph.errors import InvalidInput
 from graph.schema import Item, User
 from graph.view import GraphView
 from models.ease import DEFAULT_CUT, fit_ease
-from models.graph_encoder.features import FeatureExtractor, HashedFeatures
+from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
 from models.graph_encoder.fitting import FitConfig, FitData, fit_network
-from models.graph_encoder.network import EdgeList, FeatureRows, LinearEncoderNetwork
+from models.graph_encoder.item_tables import text_vectors_of
+from models.graph_encoder.network import EdgeList, LinearEncoderNetwork
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
 from models.graph_encoder.selection import Validation
-from models.interactions import Interactions, validation_cut
+from models.graph_encoder.training_features import TrainingFeatures
+from models.interactions import Interactions, sample_users, validation_cut
 from models.item_similarity import MAX_DENSE_ITEMS, ItemSimilarity
 from models.ranking_settings import RankingSettings
+
+Float32: TypeAlias = npt.NDArray[np.float32]
 
 ALL_POSITIVE = EdgeWeights()
 LIKED = EdgeWeights((0.5, 2.5, 3.5, 4.5), (0.0, 0.5, 1.0, 1.25))
 """Below half the scale a rating says what somebody has seen, not what they like."""
 
 _LEAST_LIKED = 0.2
+_LEAST_WITH_TEXT = 0.5
 
 
 class Progress(NamedTuple):
@@ -72,6 +77,8 @@ class TrainingConfig:
     """Share of the validation figure worth giving up for a smaller matrix."""
     max_search_ratings: int = 200_000
     """The search for strength, rank and edge weights takes a sample of users with about so many ratings."""
+    text_columns: int = 64
+    """Principal axes of the text vectors that training works with."""
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -87,7 +94,7 @@ class TrainedEncoder:
     similarity: ItemSimilarity
     settings: RankingSettings
     metadata: Mapping[str, object]
-    """Plain JSON: seed, counts, seconds, what was tried, what was chosen and its validation figures."""
+    """Plain JSON: seed, counts, features, seconds, what was tried, what was chosen, validation figures."""
 
 
 def train(
@@ -96,13 +103,15 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     extractor: FeatureExtractor | None = None,
 ) -> TrainedEncoder:
-    """Train on all ratings of a view.
+    """Train on all ratings of a view; without an extractor, on hashed words (see `default_extractor`).
 
     Deterministic by `config.seed` on a CPU with a fixed number of threads. Raises InvalidInput when there are
     fewer than two items with ratings.
     """
     users, items = list(view.users()), list(view.items())
-    return train_on(ratings_of(view, users, items), items, users, config, progress, extractor)
+    extractor = extractor or HashedFeatures()
+    vectors = text_vectors_of(view, extractor, items)
+    return train_on(ratings_of(view, users, items), items, users, config, progress, extractor, vectors)
 
 
 def train_on(
@@ -112,11 +121,34 @@ def train_on(
     config: TrainingConfig | None = None,
     progress: Callable[[Progress], None] | None = None,
     extractor: FeatureExtractor | None = None,
+    item_vectors: Float32 | None = None,
 ) -> TrainedEncoder:
-    """The same on flat arrays; `ratings` index `items` and `users`."""
+    """The same on flat arrays; `ratings` index `items` and `users`.
+
+    `item_vectors` float32 [len(items), d] are text vectors of the extractor's model, a row of zeros where an
+    item has none; an extractor that takes none ignores them.
+    """
     return _Training(
-        ratings, items, users, config or TrainingConfig(), progress, extractor or HashedFeatures()
+        ratings,
+        items,
+        users,
+        config or TrainingConfig(),
+        progress,
+        extractor or HashedFeatures(),
+        item_vectors,
     ).run()
+
+
+def default_extractor(view: GraphView, text_model: str | None) -> FeatureExtractor:
+    """What to train a view with: its text vectors of that model, or hashed words while most items lack one.
+
+    Text features know nothing of the words of an item without a vector.
+    """
+    if text_model is not None:
+        table = view.text_vectors("item", text_model)
+        if len(table) > 0 and len(table) >= _LEAST_WITH_TEXT * view.num_items:
+            return TextFeatures(text_model, table.dim)
+    return HashedFeatures()
 
 
 def ratings_of(view: GraphView, users: Sequence[User], items: Sequence[Item]) -> Interactions:
@@ -152,6 +184,7 @@ class _Training:
         config: TrainingConfig,
         progress: Callable[[Progress], None] | None,
         extractor: FeatureExtractor,
+        vectors: Float32 | None,
     ) -> None:
         rated = np.unique(ratings.items)
         if len(rated) < 2:
@@ -160,12 +193,16 @@ class _Training:
             )
         place = np.full(ratings.num_items, -1, np.int64)
         place[rated] = np.arange(len(rated))
-        self.config, self.extractor = config, extractor
+        self.config = config
         self.item_ids = [items[row].item_id for row in rated.tolist()]
         self.ratings = replace(ratings, items=place[ratings.items], num_items=len(rated))
-        self.item_features = extractor.item_features([items[row] for row in rated.tolist()])
-        user_features = extractor.user_features(users)
-        self.user_features = user_features if user_features.nnz else None
+        self.features = TrainingFeatures(
+            extractor,
+            [items[row] for row in rated.tolist()],
+            users,
+            None if vectors is None else vectors[rated],
+            config.text_columns,
+        )
         self.trials: list[dict[str, object]] = []
         self._report = progress or (lambda _: None)
         self._done, self._total = 0, 1
@@ -194,7 +231,7 @@ class _Training:
         self._done = self._total
         self._say("done", "")
         return TrainedEncoder(
-            network.to_parameters(self.item_ids, weights, self.extractor.config()),
+            self.features.to_parameters(network, self.item_ids, weights),
             similarity,
             settings,
             self._metadata(fit, strength, cut, settings, chosen),
@@ -208,7 +245,7 @@ class _Training:
 
     def _search(self, fit: FitConfig, weights: EdgeWeights) -> tuple[FitConfig, EdgeWeights]:
         """One coordinate after another, on a sample of users where there are many."""
-        sample = self._sample()
+        sample = sample_users(self.ratings, self.config.max_search_ratings, self.config.seed)
         cut = validation_cut(sample, self.config.seed)
         validation = Validation(cut, weights, self.config.similarity_l2, self.config.similarity_weights)
         best = self._trial(validation, fit, weights)
@@ -292,20 +329,6 @@ class _Training:
                 usable.append(weights)
         return usable or [ALL_POSITIVE]
 
-    def _sample(self) -> Interactions:
-        limit = self.config.max_search_ratings
-        if len(self.ratings) <= limit:
-            return self.ratings
-        order = np.random.default_rng(self.config.seed).permutation(self.ratings.num_users)
-        counts = np.bincount(self.ratings.users, minlength=self.ratings.num_users)[order]
-        # One user with more than all may have is skipped rather than ending the sample.
-        within = np.cumsum(np.where(counts <= limit, counts, 0)) <= limit
-        taken = np.zeros(self.ratings.num_users, np.bool_)
-        taken[order[within & (counts <= limit)]] = True
-        if not taken[self.ratings.users].any():
-            taken[order[np.argmin(np.where(counts > 0, counts, np.iinfo(counts.dtype).max))]] = True
-        return self.ratings.select(taken[self.ratings.users])
-
     def _default_cut(self) -> int | None:
         """The most entries per column that this catalogue may keep; None for all."""
         if self.ratings.num_items <= MAX_DENSE_ITEMS:
@@ -347,8 +370,7 @@ class _Training:
             ratings.num_items,
             device,
         )
-        users = None if self.user_features is None else FeatureRows(self.user_features, device)
-        return FitData(edges, FeatureRows(self.item_features, device), users)
+        return FitData(edges, *self.features.rows(device))
 
     def _scorer(
         self, network: LinearEncoderNetwork, validation: Validation, weights: EdgeWeights
@@ -387,6 +409,7 @@ class _Training:
             "users": self.ratings.num_users,
             "items": self.ratings.num_items,
             "ratings": len(self.ratings),
+            **self.features.metadata(),
             "seconds": round(time.monotonic() - self._started, 1),
             "fit": asdict(fit),
             "similarity": {"l2": strength, "entries_per_column": cut, "weight": settings.similarity_weight},

@@ -228,6 +228,7 @@ async def test_a_changed_model_answers_once_everything_has_its_vectors(
 ) -> None:
     monkeypatch.setattr(indexer_module, "_GRACE_S", 0.05)
     monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(embedder_module, "_GRACE_S", 0.05)
     await world.put("m1", "m2", "m3")
     first = await world.embedder()
     indexer = await world.indexer(first)

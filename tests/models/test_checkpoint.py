@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from graph.errors import Corrupt, InvalidInput
 from models.graph_encoder.checkpoint import load_checkpoint, save_checkpoint
-from models.graph_encoder.features import HashedFeatures
+from models.graph_encoder.features import HashedFeatures, TextFeatures, extractor_from_config
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
 from models.item_similarity import ItemSimilarity
 from models.ranking_settings import RankingSettings
@@ -90,6 +90,25 @@ def test_everything_comes_back(tmp_path: Path, mmap: bool) -> None:
     assert loaded.metadata == {"seed": 3, "note": "n"}
     assert len(loaded.digest) == 64
     assert path.name == loaded.digest[:16]
+
+
+def test_text_features_come_back(tmp_path: Path) -> None:
+    extractor = TextFeatures("minilm-0123456789ab", 5, item_buckets=8, user_buckets=4, text_weight=0.7)
+    rng = np.random.default_rng(1)
+    tables = {
+        "feature_source": rng.normal(size=(14, DIM)).astype(np.float32),
+        "feature_target": rng.normal(size=(14, DIM)).astype(np.float32),
+        "feature_bias": rng.normal(size=14).astype(np.float32),
+    }
+    parameters = dataclasses.replace(make_parameters(), features=extractor.config(), **tables)
+    path = save_checkpoint(tmp_path, parameters, None, RankingSettings(0.0))
+    loaded = load_checkpoint(path).parameters
+    assert extractor_from_config(loaded.features) == extractor
+    np.testing.assert_array_equal(loaded.feature_source, tables["feature_source"])
+    # A table for another number of columns than these features have is no encoder.
+    rewrite(path, lambda manifest: manifest["features"].update(text_dim=6))
+    with pytest.raises(Corrupt, match="expected float32"):
+        load_checkpoint(path)
 
 
 def test_the_second_stage_is_optional(tmp_path: Path) -> None:

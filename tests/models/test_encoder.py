@@ -12,23 +12,26 @@ import torch
 
 from graph.delta import Delta
 from graph.errors import InvalidInput, UnknownItem, UnknownUser
-from graph.schema import RATING_DTYPE, ChangeSet, Item, User
+from graph.schema import RATING_DTYPE, ChangeSet, Item, TextVector, User
 from graph.view import GraphView
 from models.graph_encoder.benchmark import benchmark_encoder
 from models.graph_encoder.caller_graph import view_from_arrays, view_from_hetero
 from models.graph_encoder.checkpoint import save_checkpoint
 from models.graph_encoder.encoder import StructuralEncoder
-from models.graph_encoder.features import HashedFeatures
+from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
 from models.graph_encoder.incremental import LinearState
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
 from models.ranking_settings import RankingSettings
 
 EXTRACTOR = HashedFeatures(item_buckets=32, user_buckets=16)
+TEXT = TextFeatures("model-a", 5, item_buckets=32, user_buckets=16)
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def make_parameters(dim: int = 8, known: int = 20) -> LinearParameters:
-    rng = np.random.default_rng(0)
+def make_parameters(
+    dim: int = 8, known: int = 20, extractor: FeatureExtractor = EXTRACTOR
+) -> LinearParameters:
+    rng, columns = np.random.default_rng(0), extractor.item_columns
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
@@ -38,14 +41,14 @@ def make_parameters(dim: int = 8, known: int = 20) -> LinearParameters:
         id_source=draw(known, dim),
         id_target=draw(known, dim),
         id_bias=draw(known),
-        feature_source=draw(32, dim),
-        feature_target=draw(32, dim),
-        feature_bias=draw(32),
+        feature_source=draw(columns, dim),
+        feature_target=draw(columns, dim),
+        feature_bias=draw(columns),
         user_attributes=draw(16, dim),
         mix=np.array([0.5, 1.5, -0.7, 0.9, 1.2], np.float32),
         degree_exponent=0.7,
         edge_weights=EdgeWeights((0.5, 3.0), (0.0, 1.0)),
-        features=EXTRACTOR.config(),
+        features=extractor.config(),
     )
 
 
@@ -64,6 +67,16 @@ def rate(view: GraphView, user_row: int, item_row: int, value: float) -> Delta:
     record = np.zeros(1, RATING_DTYPE)
     record[0] = (user_row, item_row, value, 0, view.version + 1, False)
     return view.apply(ChangeSet(view.version, view.version + 1, ratings=record))
+
+
+def put_vectors(view: GraphView, rows: list[int], model: str = TEXT.text_model) -> Delta:
+    version = view.version + 1
+    drawn = np.random.default_rng(version).normal(size=(len(rows), TEXT.text_dim)).astype("<f2")
+    vectors = [
+        TextVector("item", row, model, "00" * 16, vector.tobytes(), version)
+        for row, vector in zip(rows, drawn, strict=True)
+    ]
+    return view.apply(ChangeSet(view.version, version, text_vectors=vectors))
 
 
 def delete(view: GraphView, item_row: int) -> None:
@@ -109,11 +122,53 @@ def test_a_full_encode_equals_the_network() -> None:
     with torch.no_grad():
         theirs = LinearEncoderNetwork.from_parameters(parameters)(
             matrices,
-            FeatureRows(EXTRACTOR.item_features(list(view.items()))),
+            FeatureRows(EXTRACTOR.item_features(list(view.items())).sparse),
             FeatureRows(EXTRACTOR.user_features(list(view.users()))),
         )
     close(users, theirs[0].numpy())
     close(items, theirs[1].numpy())
+
+
+def test_a_full_encode_reads_text_vectors() -> None:
+    from models.graph_encoder.network import EdgeList, FeatureRows, LinearEncoderNetwork
+
+    view, parameters = make_view(items=20), make_parameters(extractor=TEXT)
+    encoder = StructuralEncoder(parameters).attach(view)
+    users, items = encoder.encode_all()
+    close(items, LinearState(parameters, TEXT, view).target)
+    delta = put_vectors(view, list(range(0, 20, 2)))
+    encoder.apply(delta)
+    moved = encoder.encode_all()
+    assert not torch.allclose(moved[0], users) and not torch.allclose(moved[1], items)
+    features = TEXT.item_features(
+        list(view.items()), view.text_vectors("item", TEXT.text_model).get(np.arange(20))[0]
+    )
+    edges = view.edges()
+    weights = parameters.edge_weights(edges.values)
+    matrices = EdgeList(edges.user_rows, edges.item_rows.astype(np.int64), weights, 30, 20).matrices()
+    with torch.no_grad():
+        theirs = LinearEncoderNetwork.from_parameters(parameters)(
+            matrices,
+            FeatureRows(features.sparse, dense=features.dense),
+            FeatureRows(TEXT.user_features(list(view.users()))),
+        )
+    close(moved[0], theirs[0].numpy())
+    close(moved[1], theirs[1].numpy())
+
+
+@pytest.mark.parametrize("follow", [True, False])
+def test_a_changed_text_vector_makes_cached_vectors_stale(follow: bool) -> None:
+    view, parameters = make_view(), make_parameters(extractor=TEXT)
+    encoder = StructuralEncoder(parameters).attach(view)
+    for n in range(4):
+        ids = ["i1", "i2", "i3", "i24"]
+        encoder.encode_by_id([*ids, "u1"])
+        delta = put_vectors(view, [1, n])
+        if follow:
+            encoder.apply(delta)
+        fresh = LinearState(parameters, TEXT, view)
+        close(encoder.encode_by_id(ids), fresh.target[[1, 2, 3, 24]])
+        close(encoder.encode_by_id(["u1"]), fresh.user_vectors([1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

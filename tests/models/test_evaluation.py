@@ -185,6 +185,18 @@ def test_what_is_served_is_the_exact_best_on_a_small_catalogue(report: Report) -
     assert report.candidate_recall == {10: 1.0, 20: 1.0}
 
 
+def test_text_vectors_are_features_where_they_are_given() -> None:
+    ratings, items, users = tastes()
+    vectors = np.eye(3, dtype=np.float32)[np.arange(90) % 3] + 0.1
+    bare = [Item(item.row, item.item_id, item.title, (), None, "", 1) for item in items]
+    found = evaluate_protocol(
+        ratings, bare, users, "temporal", config=QUICK, item_vectors=vectors, text_model="m"
+    )
+    assert found.training["text_model"] == "m" and found.training["items_with_text_vector"] == 1
+    assert found.candidate_recall == {10: 1.0, 20: 1.0}
+    assert evaluate_protocol(ratings, bare, users, "temporal", config=QUICK).training["text_model"] is None
+
+
 def test_protocols_that_cannot_be_run_are_refused() -> None:
     ratings, items, users = tastes()
     with pytest.raises(InvalidInput, match="unknown"):

@@ -13,7 +13,12 @@ from hypothesis import strategies as st
 
 from graph.errors import InvalidInput
 from graph.schema import Item, User
-from models.graph_encoder.features import HashedFeatures, extractor_from_config
+from models.graph_encoder.features import (
+    FeatureExtractor,
+    HashedFeatures,
+    TextFeatures,
+    extractor_from_config,
+)
 
 
 def make_item(title: str = "", tags: tuple[str, ...] = (), year: int | None = None, text: str = "") -> Item:
@@ -44,25 +49,25 @@ WIDE = HashedFeatures(item_buckets=2**20, user_buckets=2**20)
 )
 def test_rows_are_normalised_or_empty(item: Item, signed: bool) -> None:
     extractor = HashedFeatures(item_buckets=64, signed=signed)
-    matrix = extractor.item_features([item])
+    matrix = extractor.item_features([item]).toarray()
     assert matrix.shape == (1, 64)
     assert matrix.dtype == np.float32
-    norm = float(np.linalg.norm(matrix.toarray()))
+    norm = float(np.linalg.norm(matrix))
     assert norm == 0 or norm == pytest.approx(1, abs=1e-5)
 
 
 def test_nothing_known_gives_an_empty_row() -> None:
     matrix = WIDE.item_features([make_item(), make_item(tags=("a",)), make_item(text=" ... ")])
-    assert np.diff(matrix.indptr).tolist() == [0, 1, 0]
+    assert np.diff(matrix.sparse.indptr).tolist() == [0, 1, 0]
     assert WIDE.user_features([make_user()]).nnz == 0
     assert WIDE.item_features([]).shape == (0, 2**20)
 
 
 def test_rows_do_not_depend_on_their_neighbours() -> None:
     items = [make_item("A film", ("x", "y"), 1990 + n, "some words here") for n in range(5)]
-    together = WIDE.item_features(items)
+    together = WIDE.item_features(items).sparse
     for n, item in enumerate(items):
-        assert (together[[n]] != WIDE.item_features([item])).nnz == 0
+        assert (together[[n]] != WIDE.item_features([item]).sparse).nnz == 0
 
 
 def test_a_shared_tag_says_more_than_a_shared_word() -> None:
@@ -125,7 +130,7 @@ def test_rows_are_the_same_in_another_process() -> None:
         "import json\n"
         "from graph.schema import Item\n"
         "from models.graph_encoder.features import HashedFeatures\n"
-        "m = HashedFeatures().item_features([Item(0, 'i', 'A film', ('x', 'é'), 1990, 'plot', 1)])\n"
+        "m = HashedFeatures().item_features([Item(0, 'i', 'A film', ('x', 'é'), 1990, 'plot', 1)]).sparse\n"
         "print(json.dumps([m.indices.tolist(), m.data.tolist()]))\n"
     )
     answers = [
@@ -140,11 +145,56 @@ def test_rows_are_the_same_in_another_process() -> None:
         )
         for seed in ("1", "2")
     ]
-    mine = HashedFeatures().item_features([make_item("A film", ("x", "é"), 1990, "plot")])
+    mine = HashedFeatures().item_features([make_item("A film", ("x", "é"), 1990, "plot")]).sparse
     assert answers[0] == answers[1] == [mine.indices.tolist(), mine.data.tolist()]
 
 
+TEXT = TextFeatures("hash-1", 3, item_buckets=64, tag_weight=1.0, year_weight=0.5, text_weight=2.0)
+SHARE = 1 / (1 + 0.25 + 4) ** 0.5
+"""What each field's weight is divided by."""
+
+
+def test_a_text_vector_fills_dense_columns_of_its_own() -> None:
+    items = [make_item("A", ("x", "y"), 1990, "plot"), make_item("B", ("x", "y"), 1990), make_item()]
+    vectors = np.array([[0, 3, 4], [0, 0, 0], [2, 0, 0]], np.float32)
+    features = TEXT.item_features(items, vectors)
+    assert features.shape == (3, 64 + 1 + 3) == (3, TEXT.item_columns)
+    expected = 2 * SHARE * np.array([[1, 0, 0.6, 0.8], [0, 0, 0, 0], [1, 1, 0, 0]])
+    np.testing.assert_allclose(features.dense, expected, rtol=1e-6)
+    # Neither words nor the vector's absence change what tags and year weigh.
+    sparse = features.sparse.toarray()
+    np.testing.assert_array_equal(sparse[0], sparse[1])
+    assert float(np.linalg.norm(sparse[0])) == pytest.approx((1 + 0.25) ** 0.5 * SHARE)
+    assert not sparse[2].any()
+
+
+def test_without_vectors_nobody_has_one() -> None:
+    items = [make_item("A", ("x",)), make_item("B")]
+    absent = TEXT.item_features(items, np.zeros((2, 3), np.float32)).toarray()
+    np.testing.assert_array_equal(TEXT.item_features(items).toarray(), absent)
+
+
+def test_vectors_that_do_not_fit_are_refused() -> None:
+    for shape in ((1, 4), (2, 3), (1, 0)):
+        with pytest.raises(InvalidInput, match="'hash-1'"):
+            TEXT.item_features([make_item()], np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("extractor", [HashedFeatures(item_buckets=32), TEXT], ids=["hashed", "text"])
+def test_products_are_those_of_the_whole_matrix(extractor: FeatureExtractor) -> None:
+    rng = np.random.default_rng(0)
+    items = [make_item(f"film {n}", (f"t{n % 3}", "b"), 1990 + n, "words") for n in range(7)]
+    features = extractor.item_features(items, rng.normal(size=(7, 3)).astype(np.float32))
+    for shape in ((extractor.item_columns,), (extractor.item_columns, 5)):
+        weights = rng.normal(size=shape).astype(np.float32)
+        product = features @ weights
+        assert product.dtype == np.float32
+        np.testing.assert_allclose(product, features.toarray() @ weights, rtol=1e-4, atol=1e-6)
+
+
 def test_the_configuration_comes_back() -> None:
+    text = TextFeatures("minilm-0123456789ab", 384, 100, 7, 1.5, 0.0, 0.2)
+    assert extractor_from_config(json.loads(json.dumps(text.config()))) == text
     extractor = HashedFeatures(100, 7, 1.5, 0.0, 0.1, 0.2, signed=True)
     assert extractor_from_config(json.loads(json.dumps(extractor.config()))) == extractor
 
@@ -153,7 +203,16 @@ def test_the_configuration_comes_back() -> None:
     "config",
     [
         {},
+        {"kind": "words"},
+        {"kind": ["text"]},
         {"kind": "text"},
+        {"kind": "text", "text_model": "m"},
+        {"kind": "text", "text_model": "", "text_dim": 4},
+        {"kind": "text", "text_model": 3, "text_dim": 4},
+        {"kind": "text", "text_model": "m", "text_dim": 0},
+        {"kind": "text", "text_model": "m", "text_dim": 4.0},
+        {"kind": "text", "text_model": "m", "text_dim": 4, "text_weight": 0.0},
+        {"kind": "text", "text_model": "m", "text_dim": 4, "title_weight": 0.5},
         {"kind": "hashed", "surprise": 1},
         {"kind": "hashed", "item_buckets": "8"},
         {"kind": "hashed", "item_buckets": True},

@@ -10,13 +10,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from graph.schema import RATING_DTYPE, ChangeSet, Item, User
+from graph.schema import RATING_DTYPE, ChangeSet, Item, TextVector, User
 from graph.view import GraphView
-from models.graph_encoder.features import HashedFeatures
+from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
 from models.graph_encoder.incremental import LinearState
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
 
 EXTRACTOR = HashedFeatures(item_buckets=32, user_buckets=16)
+TEXT = TextFeatures("model-a", 6, item_buckets=32, user_buckets=16)
+OTHER_MODEL = "model-b"
 ALL_EQUAL = EdgeWeights()
 LIKED = EdgeWeights((0.5, 3.0, 4.5), (0.0, 1.0, 2.5))
 UNEVEN = EdgeWeights((0.5, 3.0, 4.5), (1e-9, 1.0, 2.5))
@@ -25,14 +27,20 @@ TOLERANCE = 2e-5
 
 
 def make_parameters(
-    edge_weights: EdgeWeights = LIKED, *, dim: int = 8, exponent: float = 0.7, known: int = 12, seed: int = 0
+    edge_weights: EdgeWeights = LIKED,
+    *,
+    dim: int = 8,
+    exponent: float = 0.7,
+    known: int = 12,
+    seed: int = 0,
+    extractor: FeatureExtractor = EXTRACTOR,
 ) -> LinearParameters:
     rng = np.random.default_rng(seed)
 
     def draw(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    buckets, own = EXTRACTOR.item_buckets, EXTRACTOR.user_buckets
+    buckets, own = extractor.item_columns, extractor.user_buckets
     return LinearParameters(
         item_ids=tuple(f"i{n}" for n in range(known)),
         id_source=draw(known, dim),
@@ -45,7 +53,7 @@ def make_parameters(
         mix=np.array([0.5, 1.5, -0.7, 0.9, 1.2], np.float32),
         degree_exponent=exponent,
         edge_weights=edge_weights,
-        features=EXTRACTOR.config(),
+        features=extractor.config(),
     )
 
 
@@ -57,10 +65,13 @@ class Writer:
         self.users: dict[str, User] = {}
         self.items: dict[str, Item] = {}
         self.ratings: dict[tuple[int, int], float] = {}
+        self.vectors: dict[tuple[int, str], np.ndarray] = {}
+        """By item row and model."""
         self.next_user = self.next_item = 0
         self._users: list[User] = []
         self._items: list[Item] = []
         self._ratings: dict[tuple[int, int], tuple[float, bool]] = {}
+        self._vectors: dict[tuple[int, str], bytes] = {}
 
     @property
     def version(self) -> int:
@@ -82,6 +93,15 @@ class Writer:
         self._items = [i for i in self._items if i.row != row] + [item]
         return item
 
+    def put_vector(self, item_id: str, vector: np.ndarray, model: str = TEXT.text_model) -> None:
+        key = self.items[item_id].row, model
+        half = vector.astype("<f2")
+        self.vectors[key], self._vectors[key] = half.astype(np.float32), half.tobytes()
+
+    def drop_vector(self, key: tuple[int, str]) -> None:
+        del self.vectors[key]
+        self._vectors[key] = b""
+
     def rate(self, user_id: str, item_id: str, value: float) -> None:
         user = self.users.get(user_id) or self.put_user(user_id)
         pair = user.row, self.items[item_id].row
@@ -102,6 +122,8 @@ class Writer:
         item = self.items.pop(item_id)
         for pair in [p for p in self.ratings if p[1] == item.row]:
             self.delete_rating(pair)
+        for key in [k for k in self.vectors if k[0] == item.row]:
+            self.drop_vector(key)
         gone = Item(item.row, item_id, "", (), None, "", self.version, deleted=True)
         self._items = [i for i in self._items if i.row != item.row] + [gone]
 
@@ -114,8 +136,12 @@ class Writer:
             users=tuple(self._users),
             items=tuple(self._items),
             ratings=np.array(rows, RATING_DTYPE),
+            text_vectors=[
+                TextVector("item", row, model, "00" * 16 if vector else "", vector, self.version, not vector)
+                for (row, model), vector in self._vectors.items()
+            ],
         )
-        self._users, self._items, self._ratings = [], [], {}
+        self._users, self._items, self._ratings, self._vectors = [], [], {}, {}
         delta = self.view.apply(changes)
         for state in states:
             state.apply(delta, self.view)
@@ -124,7 +150,9 @@ class Writer:
 class Oracle:
     """The equations of parameters.py over a dense weight matrix, float64."""
 
-    def __init__(self, parameters: LinearParameters, writer: Writer) -> None:
+    def __init__(
+        self, parameters: LinearParameters, writer: Writer, extractor: FeatureExtractor = EXTRACTOR
+    ) -> None:
         p = parameters
         num_items, dim = writer.next_item, p.dim
         weights = np.zeros((writer.next_user, num_items))
@@ -132,7 +160,9 @@ class Oracle:
             weights[u, i] = p.edge_weights([value])[0]
         q, y, self.bias = np.zeros((num_items, dim)), np.zeros((num_items, dim)), np.zeros(num_items)
         for item in writer.items.values():
-            f = EXTRACTOR.item_features([item]).toarray()[0].astype(np.float64)
+            vector = writer.vectors.get((item.row, str(extractor.text_model)))
+            f = extractor.item_features([item], None if vector is None else vector[None])
+            f = f.toarray()[0].astype(np.float64)
             q[item.row], y[item.row] = f @ p.feature_source, f @ p.feature_target
             self.bias[item.row] = f @ p.feature_bias
             if item.item_id in p.item_ids:
@@ -151,12 +181,12 @@ class Oracle:
         self.target = w[3] * y + w[4] * i1
         self.users = weights @ self.source / safe_u
         for user in writer.users.values():
-            g = EXTRACTOR.user_features([user]).toarray()[0].astype(np.float64)
+            g = extractor.user_features([user]).toarray()[0].astype(np.float64)
             self.users[user.row] += g @ p.user_attributes
 
 
 def assert_exact(state: LinearState, writer: Writer) -> None:
-    oracle = Oracle(state.parameters, writer)
+    oracle = Oracle(state.parameters, writer, state.extractor)
     for name in ("source", "target", "bias", "degree"):
         expected = getattr(oracle, name)
         scale = max(float(np.abs(expected).max(initial=0)), 1.0)
@@ -229,11 +259,21 @@ def test_thousands_of_random_writes_end_where_a_rebuild_does(
     assert state.deviation(writer.view) < 1e-6
 
 
-def _random_write(writer: Writer, rng: np.random.Generator) -> None:
+def _random_write(writer: Writer, rng: np.random.Generator, texts: float = 0.0) -> None:
+    """One write; `texts` is the share of those that are of text vectors."""
     kind = rng.random()
     items = list(writer.items)
     item_id = items[rng.integers(len(items))] if items else "i0"
     user_id = f"u{rng.integers(40)}"
+    if kind < texts and items:
+        if kind < 0.3 * texts and writer.vectors:
+            keys = list(writer.vectors)
+            writer.drop_vector(keys[rng.integers(len(keys))])
+        else:
+            model = OTHER_MODEL if kind > 0.8 * texts else TEXT.text_model
+            writer.put_vector(item_id, rng.normal(size=TEXT.text_dim), model)
+        return
+    kind = rng.random()
     if kind < 0.62 and items:
         writer.rate(user_id, item_id, float(rng.integers(1, 11)) / 2)
     elif kind < 0.90 and writer.ratings:
@@ -249,6 +289,72 @@ def _random_write(writer: Writer, rng: np.random.Generator) -> None:
         )
     else:
         writer.put_user(user_id, age=int(rng.integers(10, 80)))
+
+
+@pytest.mark.parametrize("per_version", [1, 7, 60])
+def test_text_vectors_among_thousands_of_writes_end_where_a_rebuild_does(per_version: int) -> None:
+    writer, rng = random_graph(18), np.random.default_rng(19)
+    parameters = make_parameters(LIKED, extractor=TEXT)
+    state = LinearState(parameters, TEXT, writer.view)
+    for step in range(2400):
+        _random_write(writer, rng, texts=0.3)
+        if step % per_version == 0:
+            writer.commit(state)
+        if step % 600 == 0:
+            writer.commit(state)
+            assert_exact(state, writer)
+    writer.commit(state)
+    assert_exact(state, writer)
+    assert any(model == TEXT.text_model for _, model in writer.vectors)
+    assert state.deviation(writer.view) < 1e-6
+
+
+@pytest.mark.parametrize("written", [1, 3, 15])
+def test_an_arriving_vector_reaches_every_co_rated_item(written: int) -> None:
+    writer, rng = random_graph(20), np.random.default_rng(21)
+    state = LinearState(make_parameters(dim=8, extractor=TEXT), TEXT, writer.view)
+    before, version = state.source.copy(), state.version
+    for n in range(written):
+        writer.put_vector(f"i{n}", rng.normal(size=6))
+    writer.commit(state)
+    assert_exact(state, writer)
+    moved = np.flatnonzero((state.source != before).any(axis=1))
+    assert len(moved) > written
+    assert set(moved.tolist()) <= set(state.changed_since(version).tolist())
+    for n in range(written):
+        writer.drop_vector((writer.items[f"i{n}"].row, TEXT.text_model))
+    writer.rate("u1", "i0", 5.0)
+    writer.commit(state)
+    assert_exact(state, writer)
+
+
+def test_a_vector_and_its_item_in_one_version() -> None:
+    writer, rng = random_graph(22), np.random.default_rng(23)
+    state = LinearState(make_parameters(extractor=TEXT), TEXT, writer.view)
+    writer.put_item("fresh", ["t1"])
+    writer.put_vector("fresh", rng.normal(size=6))
+    writer.rate("u1", "fresh", 5.0)
+    writer.put_item("i3", ["other"], 1999)
+    writer.put_vector("i3", rng.normal(size=6))
+    writer.commit(state)
+    assert_exact(state, writer)
+    writer.delete_item("fresh")
+    writer.commit(state)
+    assert_exact(state, writer)
+
+
+@pytest.mark.parametrize("extractor", [EXTRACTOR, TEXT], ids=["hashed", "text"])
+def test_vectors_of_other_models_move_nothing(extractor: FeatureExtractor) -> None:
+    writer = random_graph(24)
+    state = LinearState(make_parameters(extractor=extractor), extractor, writer.view)
+    version = state.version
+    writer.put_vector("i1", np.ones(9), OTHER_MODEL)
+    if extractor.text_model is None:
+        writer.put_vector("i2", np.ones(6))
+    writer.commit(state)
+    assert state.version == version + 1
+    assert len(state.changed_since(version)) == 0
+    assert_exact(state, writer)
 
 
 @pytest.mark.parametrize("per_version", [1, 5])
@@ -433,13 +539,26 @@ class History(RuleBasedStateMachine):
     @initialize(edge_weights=st.sampled_from([ALL_EQUAL, LIKED]), exponent=st.sampled_from([0.0, 0.5, 1.02]))
     def begin(self, edge_weights: EdgeWeights, exponent: float) -> None:
         self.writer = Writer()
-        parameters = make_parameters(edge_weights, dim=4, exponent=exponent)
-        self.state = LinearState(parameters, EXTRACTOR, self.writer.view)
+        parameters = make_parameters(edge_weights, dim=4, exponent=exponent, extractor=TEXT)
+        self.state = LinearState(parameters, TEXT, self.writer.view)
         self.pending = False
 
     @rule(item_id=item_ids, tags=tags)
     def put_item(self, item_id: str, tags: list[str]) -> None:
         self.writer.put_item(item_id, tags)
+        self.pending = True
+
+    @precondition(lambda self: self.writer.items)
+    @rule(direction=st.integers(0, 5), model=st.sampled_from([TEXT.text_model, OTHER_MODEL]), data=st.data())
+    def put_vector(self, direction: int, model: str, data: st.DataObject) -> None:
+        item_id = data.draw(st.sampled_from(sorted(self.writer.items)))
+        self.writer.put_vector(item_id, np.eye(6)[direction] + 0.25, model)
+        self.pending = True
+
+    @precondition(lambda self: self.writer.vectors)
+    @rule(data=st.data())
+    def drop_vector(self, data: st.DataObject) -> None:
+        self.writer.drop_vector(data.draw(st.sampled_from(sorted(self.writer.vectors))))
         self.pending = True
 
     @precondition(lambda self: self.writer.items)

@@ -83,6 +83,22 @@ def test_forward_is_the_equations(drop: bool) -> None:
         np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_dense_columns_are_as_good_as_sparse_ones() -> None:
+    case = Case()
+    whole, user_features = case.features()
+    split = FeatureRows(sp.csr_matrix(case.f[:, :4]), dense=case.f[:, 4:])
+    assert split.shape == whole.shape
+    torch.testing.assert_close(split.mean_squares(), whole.mean_squares())
+    gradients = []
+    for features in (whole, split):
+        case.network.zero_grad()
+        users, items, bias = case.network(case.edges().matrices(), features, user_features)
+        (users @ items.T + bias).tanh().sum().backward()
+        gradients.append([tensor.grad.clone() for tensor in case.network.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_the_order_of_edges_does_not_matter() -> None:
     case = Case()
     before = case.run()

@@ -7,27 +7,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import torch
 
 from graph.errors import InvalidInput
 from graph.schema import Item, User
 from graph.view import GraphView
 from models import ease, item_similarity
-from models.evaluation import recommend_served, view_of
+from models.evaluation import recommend_served
 from models.graph_encoder import fitting, selection, training
-from models.graph_encoder.features import HashedFeatures
+from models.graph_encoder.features import HashedFeatures, TextFeatures, extractor_from_config
 from models.graph_encoder.fitting import FitConfig
 from models.graph_encoder.incremental import LinearState
 from models.graph_encoder.parameters import EdgeWeights
+from models.graph_encoder.text_projection import TextProjection
 from models.graph_encoder.training import (
     ALL_POSITIVE,
     Progress,
     TrainedEncoder,
     TrainingConfig,
+    default_extractor,
     ratings_of,
     train,
     train_on,
 )
 from models.interactions import Interactions
+from models.offline_service import OfflineService, view_of
 from models.ranking_metrics import hits_of, ranking_metrics, top_items
 
 NUM_USERS, NUM_ITEMS, NUM_TASTES = 60, 90, 3
@@ -111,6 +115,103 @@ def test_an_item_without_ratings_reaches_those_whose_taste_it_is(trained: Traine
     own = np.arange(NUM_USERS) % NUM_TASTES == 1
     assert np.median(place[own]) < 20 < np.median(place[~own])
     assert (place[own] < 10).any()
+
+
+TEXT = TextFeatures("model-a", 8, item_buckets=64, user_buckets=16)
+
+
+def told_by_text(missing: int = 0) -> tuple[Interactions, list[Item], list[User], np.ndarray]:
+    """The same world, but the tastes are in the text vectors alone; the first `missing` items have none."""
+    ratings, items, users = world()
+    rng = np.random.default_rng(7)
+    tastes = np.array([int(item.tags[0][-1]) for item in items])
+    vectors = 3 + rng.normal(size=(NUM_TASTES, 8))[tastes] + 0.2 * rng.normal(size=(len(items), 8))
+    vectors[:missing] = 0
+    return ratings, [replace(item, tags=()) for item in items], users, vectors.astype(np.float16).astype("f4")
+
+
+def test_an_unrated_item_with_a_text_vector_reaches_those_whose_taste_it_is() -> None:
+    ratings, items, users, vectors = told_by_text()
+    trained = train_on(ratings, items, users, QUICK, extractor=TEXT, item_vectors=vectors)
+    assert extractor_from_config(trained.parameters.features) == TEXT
+    everything = np.arange(len(items))
+    own = np.arange(NUM_USERS) % NUM_TASTES == 1
+
+    def places(vectors: np.ndarray) -> np.ndarray:
+        """Of the new item in each user's list, as the service would order it."""
+        service = OfflineService(trained, ratings, items, users, vectors, everything)
+        scores = service.scores(np.arange(NUM_USERS))
+        np.testing.assert_array_equal(service.recommend(np.arange(NUM_USERS), 5), top_items(scores, 5))
+        return (scores > scores[:, NEW : NEW + 1]).sum(1)
+
+    # Some 18 items of a user's own taste are unseen: 20 is where those of the other tastes begin.
+    place = places(vectors)
+    assert np.median(place[own]) < 20 < np.median(place[~own])
+    # Without its vector nobody can know, and with another taste's it reaches others.
+    blank, other = vectors.copy(), vectors.copy()
+    blank[NEW], other[NEW] = 0, vectors[0]
+    assert abs(np.median(places(blank)[own]) - np.median(places(blank)[~own])) < 15
+    theirs = np.arange(NUM_USERS) % NUM_TASTES == 0
+    assert np.median(places(other)[theirs]) < 20 < np.median(places(other)[own])
+
+
+def test_parameters_take_text_vectors_as_they_are() -> None:
+    """What training measured on projected vectors is what the graph state computes from stored ones."""
+    ratings, items, users, vectors = told_by_text(missing=5)
+    config = replace(QUICK, fit=FitConfig(dim=8, steps=20), text_columns=3)
+    networks = []
+
+    def keep(*arguments: object, **options: object) -> object:
+        networks.append(fitting.fit_network(*arguments, **options))  # type: ignore[arg-type]
+        return networks[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "fit_network", keep)
+        trained = train_on(ratings, items, users, config, extractor=TEXT, item_vectors=vectors)
+    assert networks[0].feature_source.shape == (64 + 3, 8)
+    assert trained.parameters.feature_source.shape == (TEXT.item_columns, 8)
+    assert trained.metadata["features"] == "text"
+    assert trained.metadata["text_model"] == "model-a"
+    rated = np.unique(ratings.items)
+    assert trained.metadata["items_with_text_vector"] == pytest.approx(np.mean(rated >= 5), abs=1e-4)
+    features = TEXT.item_features([items[row] for row in rated], vectors[rated])
+    projection = TextProjection.fit(features.dense, 3)
+    edges = fitting.EdgeList(
+        ratings.users, np.searchsorted(rated, ratings.items), np.ones(len(ratings), "f4"), 60, len(rated)
+    )
+    rows = fitting.FeatureRows(features.sparse, dense=projection.project(features.dense))
+    with torch.no_grad():
+        _, theirs, bias = networks[0](edges.matrices(), rows)
+    state = LinearState(trained.parameters, TEXT, view_of(ratings, items, users, vectors, "model-a"))
+    np.testing.assert_allclose(state.target[rated], theirs.numpy(), atol=1e-4)
+    np.testing.assert_allclose(state.bias[rated], bias.numpy(), atol=1e-4)
+
+
+def test_a_view_with_text_vectors_trains_like_its_arrays() -> None:
+    ratings, items, users, vectors = told_by_text(missing=3)
+    view = view_of(ratings, items, users, vectors, "model-a")
+    config = replace(QUICK, fit=FitConfig(dim=4, steps=3))
+    extractor = default_extractor(view, "model-a")
+    assert extractor == TextFeatures("model-a", 8)
+    by_view = train(view, config, extractor=extractor)
+    assert same(by_view, train_on(ratings, items, users, config, None, extractor, vectors))
+    assert by_view.metadata["text_model"] == "model-a"
+
+
+def test_hashed_words_stand_in_while_most_items_have_no_vector() -> None:
+    ratings, items, users, vectors = told_by_text(missing=NUM_ITEMS // 2 + 5)
+    view = view_of(ratings, items, users, vectors, "model-a")
+    for model in (None, "model-a", "model-b"):
+        assert default_extractor(view, model) == HashedFeatures()
+    assert train(view, replace(QUICK, fit=FitConfig(dim=4, steps=3))).metadata["features"] == "hashed"
+
+
+def test_text_features_train_without_any_vector() -> None:
+    ratings, items, users = world()
+    trained = train_on(ratings, items, users, QUICK, extractor=TEXT)
+    assert trained.metadata["items_with_text_vector"] == 0
+    assert np.isfinite(trained.parameters.feature_source).all()
+    assert not trained.parameters.feature_source[64:].any()
 
 
 def test_the_seed_decides_everything(trained: TrainedEncoder) -> None:
