@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -116,7 +117,7 @@ def _text_vectors(settings: Settings, report: Any) -> str | None:
 
 def evaluate(
     path: Annotated[Path, typer.Argument(help="MovieLens folder, or a CSV file of ratings.")],
-    protocol: Annotated[str, typer.Option(help="recommenders or temporal.")] = "recommenders",
+    protocol: Annotated[str, typer.Option(help="recommenders, temporal or cold.")] = "recommenders",
     baselines: Annotated[bool, typer.Option(help="Measure the usual baselines in the same run.")] = False,
     user_column: Annotated[str, typer.Option(help="Of a CSV file.")] = "user_id",
     item_column: Annotated[str, typer.Option(help="Of a CSV file.")] = "item_id",
@@ -124,11 +125,15 @@ def evaluate(
         str, typer.Option(help="Of a CSV file; empty for implicit feedback.")
     ] = "rating",
     timestamp_column: Annotated[str | None, typer.Option(help="Of a CSV file.")] = None,
+    words: Annotated[
+        bool, typer.Option("--words", help="Features from the words of items instead of the text model.")
+    ] = False,
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Ranking quality of what is served, on a data set's own test part."""
     from deployments.evaluation_report import as_table, evaluate_dataset
+    from deployments.text_preparation import cached_encoder
     from graph.datasets import Dataset, MovieLensDataset, TableDataset, TableOptions
 
     dataset: Dataset
@@ -143,13 +148,16 @@ def evaluate(
         dataset = TableDataset(columns)
     else:
         dataset = MovieLensDataset(path)
-    with progress_bar() as report:
+    with ExitStack() as stack:
+        encoder = None if words else stack.enter_context(cached_encoder(Settings()))
+        report = stack.enter_context(progress_bar())
         found = evaluate_dataset(
             dataset,
             protocol,
             baselines,
             seed,
             lambda p: report("evaluating", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
+            encoder,
         )
     if as_json:
         print_json(asdict(found))

@@ -128,8 +128,7 @@ class VectorCodec:
         count, size = len(keys), self.entry_bytes
         if len(values) != count:
             raise ValueError(f"{count} keys and {len(values)} values")
-        places = [at for at, value in enumerate(values) if value is not None and len(value) == size]
-        if len(places) == count:
+        if _all_have_length(values, size):
             rows, tokens, valid = self._read(keys, values)
             damaged = count - int(np.count_nonzero(valid))
             return (
@@ -137,6 +136,7 @@ class VectorCodec:
                 if not damaged
                 else DecodedRows(rows[valid], tokens[valid], valid, damaged)
             )
+        places = [at for at, value in enumerate(values) if value is not None and len(value) == size]
         rows, tokens, valid = self._read([keys[at] for at in places], [values[at] for at in places])
         found = np.zeros(count, np.bool_)
         found[np.asarray(places, np.int64)[valid]] = True
@@ -185,6 +185,13 @@ def widen(rows: Numbers) -> Float32:
 
 _SIGN_AND_MAGNITUDE = np.int32(0x8FFFE000 - (1 << 32))
 _BIAS = np.float32(2.0**112)
+
+
+def _all_have_length(values: Sequence[bytes | None], size: int) -> bool:
+    try:
+        return set(map(len, values)) == {size}  # type: ignore[arg-type]
+    except TypeError:  # None, which has no length
+        return False
 
 
 def _finite(rows: Numbers) -> Bools:

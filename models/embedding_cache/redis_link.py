@@ -230,7 +230,7 @@ def _flights(commands: Sequence[Parts]) -> Iterator[tuple[bytes, int]]:
     pieces: list[bytes] = []
     size = 0
     for command in commands:
-        piece = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub means any length
+        piece = _packed(command)
         pieces.append(piece)
         size += len(piece)
         if size >= FLIGHT_BYTES:
@@ -238,6 +238,16 @@ def _flights(commands: Sequence[Parts]) -> Iterator[tuple[bytes, int]]:
             pieces, size = [], 0
     if pieces:
         yield b"".join(pieces), len(pieces)
+
+
+def _packed(command: Parts) -> bytes:
+    word, *arguments = command
+    if len(arguments) > 1 and len(lengths := set(map(len, arguments))) == 1:
+        # Names of entries are of one length: what hiredis writes for each can stand between them in a join.
+        head = b"\r\n$%d\r\n" % lengths.pop()
+        return b"*%d\r\n$%d\r\n%b" % (len(command), len(word), head.join((word, *arguments))) + b"\r\n"
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub means any length
+    return packed
 
 
 def _scan(pool: ConnectionPool, pattern: bytes, count: int, timeout_s: float) -> Iterator[list[bytes]]:
