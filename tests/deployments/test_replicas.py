@@ -613,7 +613,7 @@ async def test_a_generation_change_fails_nobody_and_mixes_nothing(world: World) 
             expected = scores[answer.encoder][answer.user_id or ""][r.item_id]
             assert r.score == pytest.approx(expected, rel=1e-3, abs=1e-3)
     assert world.encoder.generations() == world.retriever.generations() == (world.digest,)
-    similar = await world.retriever.similar("i1", 3, ("with",), (), world.state._head)
+    similar = await world.retriever.similar("i1", 3, ("with",), (), "graph", world.state._head)
     assert len(similar.similar) == 2
 
 
