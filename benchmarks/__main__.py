@@ -5,7 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("incremental", "encoder", "ranking", "store", "service", "quality", "cold_start")
+BENCHMARKS = (
+    "incremental",
+    "encoder",
+    "ranking",
+    "store",
+    "service",
+    "quality",
+    "cold_start",
+    "text_encoder",
+    "search",
+    "cache",
+)
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or BENCHMARKS:

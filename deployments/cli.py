@@ -12,7 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deployments import cli_cache, cli_encoders
@@ -37,18 +39,25 @@ def main() -> None:
     try:
         app()
     except WeftError as error:
-        messages.print(f"[red]error:[/red] {error.message}", soft_wrap=True)
+        _say_error(error.message)
+        sys.exit(1)
+    except SettingsError as error:
+        _say_error(str(error))
         sys.exit(1)
     except ValidationError as error:
         for problem in error.errors():
             path = "__".join(str(part) for part in problem["loc"]).upper()
             where = f"WEFT_{path}: " if path else ""
             text = problem["msg"].removeprefix("Value error, ")
-            messages.print(f"[red]error:[/red] {where}{text}", soft_wrap=True)
+            _say_error(f"{where}{text}")
         sys.exit(1)
     except _client_errors() as error:
-        messages.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        _say_error(str(error))
         sys.exit(1)
+
+
+def _say_error(text: str) -> None:
+    messages.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
 
 
 def _client_errors() -> tuple[type[Exception], ...]:

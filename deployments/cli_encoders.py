@@ -13,7 +13,7 @@ from rich.table import Table
 
 from deployments.cli_output import AsJson, messages, print_json, progress_bar
 from deployments.settings import Settings
-from graph.errors import InvalidInput, StoreLocked, WeftError
+from graph.errors import InvalidInput, NotFound, Unavailable
 
 commands = typer.Typer(no_args_is_help=True)
 
@@ -104,9 +104,8 @@ def _text_vectors(settings: Settings, report: Any) -> str | None:
 
     try:
         return prepare_text_vectors(settings, report)
-    except StoreLocked:
-        raise
-    except WeftError as error:
+    except (InvalidInput, NotFound, Unavailable) as error:
+        # Of the model or its endpoint. What is wrong with the store stays wrong for the training.
         messages.print(
             f"[yellow]warning:[/yellow] training on the words of titles and texts, not on their meaning: "
             f"{error.message}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -13,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_USERINFO = re.compile(r"//[^/@\s]*@")
 
 messages = Console(stderr=True, highlight=False)
 """Progress and errors; stdout is for data."""
@@ -54,7 +57,7 @@ def settings_rows(settings: Any, prefix: str = "") -> Iterator[dict[str, str]]:
         origin = "environment" if any(variable == key.upper() for key in os.environ) else "default"
         yield {
             "variable": variable,
-            "value": str(value),
+            "value": _USERINFO.sub("//***@", str(value)),
             "from": origin,
             "meaning": field.description or "",
         }

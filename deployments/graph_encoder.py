@@ -292,6 +292,8 @@ class GraphEncoder:
             "items": view.num_items,
             "ratings": view.num_ratings,
             "rating_bytes": by_user + by_item,
+            "text_vectors": view.num_text_vectors,
+            "text_vector_bytes": view.text_vector_bytes,
             "encoder": None if active is None else active.digest,
             "generations": list(self.generations()),
             "dim": None if active is None else active.state.parameters.dim,

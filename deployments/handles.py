@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from grpc.aio import AioRpcError
@@ -19,6 +20,10 @@ from deployments.messages import (
     UserVector,
 )
 from graph.errors import Overloaded, Unavailable, WeftError
+
+log = logging.getLogger(__name__)
+
+_ALL_TIMEOUT_S = 5.0
 
 
 async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
@@ -52,18 +57,30 @@ async def call_all(handle: DeploymentHandle, method: str, *args: object, timeout
     return found
 
 
+async def answer_if_well(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Like `answer`, for callers that can do without: a defect in the callee is logged and is Unavailable."""
+    try:
+        return await answer(handle, method, *args)
+    except RayTaskError as error:
+        log.exception("%s failed on an unexpected error", method)
+        raise Unavailable(f"{method} failed on an unexpected {type(error.cause).__name__}") from error
+
+
 class EmbedderHandle:
     """The text embedder as the indexer sees it."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self._handle = handle
 
-    async def model(self) -> TextModelInfo:
-        found: TextModelInfo = await answer(self._handle, "model")
-        return found
+    async def models(self) -> list[TextModelInfo]:
+        found = await call_all(self._handle, "model", timeout_s=_ALL_TIMEOUT_S)
+        models = [info for info in found if isinstance(info, TextModelInfo)]
+        if not models:
+            raise next(iter(found), Unavailable("no replica of the text embedder runs"))
+        return models
 
     async def embed(self, query: EmbedQuery) -> EmbedAnswer:
-        found: EmbedAnswer = await answer(self._handle, "embed", query)
+        found: EmbedAnswer = await answer_if_well(self._handle, "embed", query)
         return found
 
 

@@ -36,7 +36,7 @@ from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item
 from graph.view import GraphView
 from models.ranking import RankQuery, RankResult
-from models.text_search import SearchResult
+from models.text_search import SearchResult, TextQuery
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Retriever:
         self._encoder = encoder
         self._view = GraphView()
         self._tagged: dict[str, set[int]] = defaultdict(set)
-        self._searchable = SearchableItems()
+        self._searchable = SearchableItems(self._view)
         self._generations: Generations[RankedItems] = Generations(self._build)
         self._follower = Follower(
             "retriever", self, source, settings.snapshot_dir, frozenset(("item", "text_vector", "pointer"))
@@ -90,11 +90,13 @@ class Retriever:
     # --------------------------------------------------------------------------------------- being a replica
 
     async def load(self, view: GraphView) -> None:
-        self._view = view
+        # Titles of a whole catalogue take seconds, during which a replica that resynchronises answers from
+        # what it had. Until it is given to the replica, nobody else touches the view.
+        searchable = await asyncio.to_thread(SearchableItems, view)
+        self._view, self._searchable = view, searchable
         self._tagged.clear()
         for item in view.items():
             self._tag(item)
-        self._searchable.load(view)
         await self._generations.restart(view)
 
     async def apply(self, changes: ChangeSet) -> None:
@@ -107,7 +109,6 @@ class Retriever:
                 vectors[digest] = await self._fetch_fresh(digest, fresh, changes.to_version)
         delta = self._view.apply(changes)
         self._apply_items(delta)
-        self._searchable.apply(changes)
         for generation in self._generations.all():
             gone = np.array([i.row for i in changes.items if i.deleted], np.int64)
             if len(gone):
@@ -118,6 +119,8 @@ class Retriever:
                 generation.version = min(generation.version, piece.version)
         if any(p.scope == SCOPE for p in changes.pointers):
             self._generations.follow(self._view)
+        # Last, because it waits: what is above must go on from a view that nothing has overtaken.
+        await self._searchable.apply(changes)
 
     async def _fetch_fresh(self, digest: str, rows: Int64, version: int) -> list[ItemVectors]:
         try:
@@ -256,7 +259,7 @@ class Retriever:
             row = self._view.item(item_id).row
             allowed, banned = self._allowed(tags, None), self._known_rows(exclude)
             if by == "text":
-                return self._similar_text(item_id, row, n, allowed, banned)
+                return await self._similar_text(item_id, row, n, allowed, banned)
             generation = self._generations.active
             if generation is None:
                 return self._generations.absence()
@@ -268,45 +271,36 @@ class Retriever:
             item_id, similar, self._follower.version, generation.version, "graph", generation.digest
         )
 
-    def _similar_text(
+    async def _similar_text(
         self, item_id: str, row: int, n: int, allowed: Int64 | None, banned: Int64
     ) -> SimilarAnswer:
-        model, index = self._searchable.active, self._searchable.get(None)
-        if model is None or index is None:
+        view, version, model = self._view, self._follower.version, self._searchable.active
+        if model is None:
             raise Unavailable("no text model is active yet: its vectors are being made")
-        found = index.similar(row, n, allowed, banned)
-        version = self._follower.version
-        return SimilarAnswer(item_id, self._found(found), version, version, "text", model)
+        found = await self._searchable.similar(model, row, n, allowed, banned)
+        if found is None:
+            raise NotYet(f"the text of item {item_id!r} has no vector yet: repeat the request a little later")
+        return SimilarAnswer(item_id, _named(view, found), version, version, "text", model)
 
     async def search(
         self, queries: list[SearchQuery], vectors: Float32 | None, model: str | None
     ) -> list[SearchAnswer | WeftError]:
-        """Items by text. `vectors` float32 [queries, d] are the queries' under `model`; None: words alone."""
-        return [
-            self._search(query, None if vectors is None else vectors[n], model)
-            for n, query in enumerate(queries)
-        ]
+        """Items by text. `vectors` float32 [queries, d] are the queries' under `model`.
 
-    def _search(
-        self, query: SearchQuery, vector: Float32 | None, model: str | None
-    ) -> SearchAnswer | WeftError:
-        try:
-            self._check_version(query.min_version)
-            index = self._searchable.get(model)
-            if index is None:
-                # The embedder has moved on to another model, and this replica is about to learn of it.
-                raise NotYet(f"the retriever has no vectors of text model {model}")
-            found = index.search(
-                query.text,
-                vector if vector is not None and len(vector) == index.dim else None,
-                query.n,
-                self._allowed(query.tags, query.candidates),
-                self._known_rows(query.exclude),
-            )
-        except WeftError as error:
-            return error
-        waiting = self._searchable.num_without_vector()
-        return SearchAnswer(self._found(found), self._follower.version, model, waiting)
+        Without them, or where this replica has none of that model to compare with, by words alone.
+        """
+        answers: list[SearchAnswer | WeftError | None] = [self._refusal(q) for q in queries]
+        places = [n for n, answer in enumerate(answers) if answer is None]
+        # The search may run while the next commit is applied: it counts as of before.
+        view, version = self._view, self._follower.version
+        asked = [
+            TextQuery(q.text, q.n, self._allowed(q.tags, q.candidates), self._known_rows(q.exclude))
+            for q in (queries[n] for n in places)
+        ]
+        searched = await self._searchable.search(asked, None if vectors is None else vectors[places], model)
+        for place, found in zip(places, searched.results, strict=True):
+            answers[place] = SearchAnswer(_named(view, found), version, searched.text_model, searched.waiting)
+        return [a if a is not None else Unavailable("no answer") for a in answers]
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Long-poll: whether this replica reached `version` in time."""
@@ -335,7 +329,7 @@ class Retriever:
 
     # --------------------------------------------------------------------------------------------- internals
 
-    def _refusal(self, query: RecommendQuery) -> WeftError | None:
+    def _refusal(self, query: RecommendQuery | SearchQuery) -> WeftError | None:
         try:
             self._check_version(query.min_version)
         except NotYet as error:
@@ -416,19 +410,21 @@ class Retriever:
             if (item := self._view.item_at(row)) is not None
         )
 
-    def _found(self, found: SearchResult) -> tuple[Recommendation, ...]:
-        return tuple(
-            Recommendation(item.item_id, item.title, score)
-            for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-            if (item := self._view.item_at(row)) is not None
-        )
-
     def _reasons(self, reasons: Sequence[tuple[int, float]]) -> tuple[Reason, ...]:
         return tuple(
             Reason(item.item_id, item.title, contribution)
             for row, contribution in reasons
             if (item := self._view.item_at(row)) is not None
         )
+
+
+def _named(view: GraphView, found: SearchResult) -> tuple[Recommendation, ...]:
+    """Without the items that went while the search ran."""
+    return tuple(
+        Recommendation(item.item_id, item.title, score)
+        for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        if (item := view.item_at(row)) is not None
+    )
 
 
 _NO_ROWS: Int64 = np.empty(0, np.int64)

@@ -9,18 +9,30 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Annotated, Literal
-from urllib.parse import quote
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from deployments.cache_address import check_cache_url, redis_url
+from graph.errors import InvalidInput
 from graph.schema import MAX_ROWS_PER_WRITE
+from models.text_encoder.opening import TextModelSpec
 
 Cpus = Annotated[float, Field(gt=0, le=64)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
+_MAX_TTL_S = 100 * 365 * 24 * 3600.0
 _OTHER_VARIABLES = ("WEFT_TEST_", "WEFT_E2E_")  # of the test suite
 
 NOT_LOOPBACK = "{host!r} is not a loopback address: without API keys Weft listens on loopback only"
@@ -34,8 +46,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _listed(value: Any) -> Any:
+    """`64,128` as a list."""
+    return [part for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # What was given may be a secret, and a message would repeat it.
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class HttpSettings(_Group):
@@ -120,8 +138,9 @@ class TextEmbedderSettings(_Group):
         None, description="Stands before a search query; default: the same as before texts."
     )
     dimensions: int | None = Field(None, ge=1, description="Shorten vectors (Matryoshka models only).")
-    matryoshka_dimensions: tuple[int, ...] = Field(
-        (), description="Lengths that a request may ask for; empty: the model is not trained for that."
+    matryoshka_dimensions: Annotated[tuple[int, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (),
+        description="Lengths a request may ask for, as in 64,128; empty: the model is not trained for that.",
     )
     max_tokens: int | None = Field(None, ge=1, description="A window smaller than the model's own.")
     num_threads: int | None = Field(
@@ -142,6 +161,15 @@ class TextEmbedderSettings(_Group):
         32, ge=0, description="Writes of more items than this do not wait for vectors."
     )
 
+    @model_validator(mode="after")
+    def _one_model(self) -> TextEmbedderSettings:
+        # Here, and not where the model is opened: a replica that cannot start says so to nobody.
+        try:
+            TextModelSpec(model=self.model, backend=self.backend, url=self.url)
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
+        return self
+
 
 class CacheSettings(_Group):
     """The cache of text embeddings."""
@@ -154,9 +182,27 @@ class CacheSettings(_Group):
             "Redis at REDIS_HOST, REDIS_PORT, REDIS_PASSWORD (localhost:6379) when it answers, else a file."
         ),
     )
-    memory_bytes: int = Field(64 << 20, ge=0, description="In-process tier of each replica.")
-    ttl_s: float = Field(7 * 24 * 3600.0, gt=0, description="How long an entry is kept.")
+    memory_bytes: int = Field(
+        64 << 20, ge=0, description="Size of the in-process tier of each replica; 0: none."
+    )
+    file_max_bytes: int = Field(
+        1 << 30, ge=1 << 20, description="Size of the file that caches without Redis; the oldest entries go."
+    )
+    ttl_s: float = Field(
+        7 * 24 * 3600.0, gt=0, le=_MAX_TTL_S, description="How long an entry is kept after it was written."
+    )
     timeout_s: float = Field(0.25, gt=0, le=30, description="Beyond it Redis counts as not answering.")
+
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or not url.get_secret_value():
+            return None
+        try:
+            check_cache_url(url.get_secret_value())
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
+        return url
 
 
 class TextIndexerSettings(_Group):
@@ -193,8 +239,11 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
+        hide_input_in_errors=True,
         nested_model_default_partial_update=True,
     )
+    # Not a field: it is no setting of Weft's, and holds a password. Replicas get it from the launcher.
+    _redis_url: str | None = PrivateAttr(None)
 
     data_dir: Path = Field(Path(".weft"), description="Where store, snapshots and encoders live.")
     http: HttpSettings = HttpSettings()
@@ -230,6 +279,15 @@ class Settings(BaseSettings):
             raise ValueError(f"{', '.join(unknown)}: no such setting; docs/settings.md lists them")
         return self
 
+    @model_validator(mode="after")
+    def _note_redis(self) -> Settings:
+        if self.cache.enabled and self.cache.url is None:
+            try:
+                self._redis_url = redis_url(os.environ)
+            except InvalidInput as error:
+                raise ValueError(error.message) from None
+        return self
+
     @property
     def store_url(self) -> str:
         return self.store.url or f"sqlite:///{self.data_dir / 'weft.sqlite'}"
@@ -249,15 +307,19 @@ class Settings(BaseSettings):
 
     @property
     def redis_url(self) -> str | None:
-        """The Redis that REDIS_HOST and its like name, as a URL; None where none of them is set.
+        """The Redis that REDIS_HOST and its like name, unless the cache has a URL of its own or is off.
 
         Holds the password.
         """
-        host, port, password = (os.environ.get(f"REDIS_{name}") for name in ("HOST", "PORT", "PASSWORD"))
-        if not (host or port or password):
-            return None
-        secret = f":{quote(password, safe='')}@" if password else ""
-        return f"redis://{secret}{host or 'localhost'}:{port or 6379}"
+        return self._redis_url
+
+    @property
+    def cache_url(self) -> str | None:
+        """Where embeddings are cached; None: Redis on this machine when it answers, else a file.
+
+        May hold a password.
+        """
+        return self._redis_url if self.cache.url is None else self.cache.url.get_secret_value()
 
     @property
     def url(self) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from deployments.embedding_cache import open_cache
 from deployments.following import Follower
 from deployments.graph_client import GraphStateClient
 from deployments.messages import (
@@ -34,7 +35,7 @@ from graph.errors import InvalidInput, Unavailable, UnknownTextModel, WeftError
 from graph.schema import ChangeSet
 from graph.view import GraphView
 from models.embedding_cache.cached_encoder import CachedEncoder
-from models.embedding_cache.opening import Opened, open_with_fallback
+from models.embedding_cache.opening import Opened
 from models.reranking import by_cosine
 from models.text_encoder.matryoshka import shortened
 from models.text_encoder.opening import TextModelSpec, open_encoder
@@ -42,8 +43,11 @@ from models.text_encoder.protocol import Fingerprint, TextEncoder
 
 log = logging.getLogger(__name__)
 
-_URGENT_TEXTS = 8
-"""Calls of so few texts are somebody waiting: they overtake bulk work between two slices."""
+_CONFIGURED = ""  # in place of a name: the model of the settings, whose name is known once it is open
+_URGENT_TEXTS, _URGENT_CHARS = 8, 8_192
+"""Calls of so few short texts are somebody waiting: they overtake bulk work between two slices."""
+_SLICE_TEXTS = 32
+"""An urgent text waits for so many others at most: as few as keep the model's batches full."""
 _RETRY_S = 5.0
 _MAX_RETRY_S = 60.0
 _GRACE_S = 10.0
@@ -80,7 +84,7 @@ class TextEmbedder:
         self._opened = Opened(None, None)
         self._models: dict[str, _Model] = {}
         self._configured: str | None = None
-        self._failures: dict[str, str] = {}  # why a model is not there, by name; the configured one under ""
+        self._failures: dict[str, str] = {}  # why a model is not there, by name or _CONFIGURED
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[str] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -91,10 +95,9 @@ class TextEmbedder:
 
     async def start(self) -> None:
         """Open cache and model; returns when both were tried."""
-        if self._settings.cache.enabled:
-            self._opened = await asyncio.to_thread(self._open_store)
+        self._opened = await asyncio.to_thread(open_cache, self._settings)
         # Before following: most of the time it is the one that the feed names, and opened twice otherwise.
-        await self._open(self._spec, None)
+        await self._open(self._spec, _CONFIGURED)
         await self._follower.start()
 
     async def stop(self) -> None:
@@ -123,15 +126,19 @@ class TextEmbedder:
         return tuple(self._models)
 
     def failed(self) -> tuple[str, ...]:
-        return tuple(name for name in self._failures if name)
+        return tuple(name for name in self._failures if name != _CONFIGURED)
 
     async def _follow_models(self) -> None:
-        """Open what something reads and is not here, close what nobody reads any more."""
+        """Open what something reads and is not here, let go of what nobody reads any more."""
         wanted = models_in_use(self._view, self._settings.encoder_dir)
         for name in wanted:
             spec = remembered_spec(self._view, name, self._spec)
             if name not in self._models and name not in self._tasks and spec is not None:
                 self._start_opening(spec, name)
+        for name in {*self._tasks, *self._failures} - {*wanted, _CONFIGURED}:
+            if task := self._tasks.pop(name, None):
+                task.cancel()
+            self._failures.pop(name, None)
         for name in set(self._models) - {*wanted, self._configured} - self._leaving:
             self._leaving.add(name)
             task = asyncio.create_task(self._close_later(name))
@@ -149,41 +156,35 @@ class TextEmbedder:
 
     # ------------------------------------------------------------------------------------------------ models
 
-    def _open_store(self) -> Opened:
-        cache = self._settings.cache
-        url = None if cache.url is None else cache.url.get_secret_value()
-        return open_with_fallback(
-            url or self._settings.redis_url, self._settings.cache_file, timeout_s=cache.timeout_s
-        )
-
-    def _start_opening(self, spec: TextModelSpec, name: str | None, delay_s: float = 0.0) -> None:
+    def _start_opening(self, spec: TextModelSpec, name: str, delay_s: float = 0.0) -> None:
         async def later() -> None:
             await asyncio.sleep(delay_s)
             await self._open(spec, name, min(max(_RETRY_S, 2 * delay_s), _MAX_RETRY_S))
 
-        self._tasks[name or ""] = asyncio.create_task(later())
+        self._tasks[name] = asyncio.create_task(later())
 
-    async def _open(self, spec: TextModelSpec, name: str | None, retry_s: float = _RETRY_S) -> None:
-        """Open a model, the configured one where `name` is None; on failure again after `retry_s`."""
+    async def _open(self, spec: TextModelSpec, name: str, retry_s: float | None = None) -> None:
+        """Open a model, the configured one or one by name; on failure again after `retry_s`."""
         try:
             encoder = await asyncio.to_thread(self._opener, spec)
             found = encoder.fingerprint.name
-            if name is not None and found != name:
+            if name not in (_CONFIGURED, found):
                 raise InvalidInput(f"{spec.model!r} is now {found}: its files or its software changed")
-        except WeftError as error:
-            self._tasks.pop(name or "", None)
-            self._failures[name or ""] = error.message
-            log.error("text model %s cannot be opened: %s", name or spec.model, error.message)
-            self._start_opening(spec, name, retry_s)
+        except Exception as error:
+            # The replica goes on with what it has; calls and /readyz say why this model is not among it.
+            defect = not isinstance(error, WeftError)
+            reason = f"unexpected {type(error).__name__}, see the log" if defect else str(error)
+            log.error("text model %s cannot be opened: %s", name or spec.model, error, exc_info=defect)
+            self._failures[name] = reason
+            self._start_opening(spec, name, _RETRY_S if retry_s is None else retry_s)
             return
-        except BaseException:
-            self._tasks.pop(name or "", None)
-            raise
-        self._tasks.pop(name or "", None)
-        self._failures.pop(name or "", None)
-        if name is None:
+        self._tasks.pop(name, None)
+        self._failures.pop(name, None)
+        if name == _CONFIGURED:
             self._configured = found
-        if found not in self._models:
+        if found in self._models:
+            await asyncio.to_thread(encoder.close)
+        else:
             self._models[found] = _Model(spec, self._cached(encoder))
             log.info("text model %s is open: %s", found, encoder.fingerprint)
 
@@ -196,6 +197,7 @@ class TextEmbedder:
             ttl_s=cache.ttl_s,
             enabled=cache.enabled,
             max_waiting_texts=self._limits.max_waiting_texts,
+            slice_texts=_SLICE_TEXTS,
         )
 
     def _model(self, wanted: str | None) -> _Model:
@@ -204,12 +206,15 @@ class TextEmbedder:
             for name in (model_named(self._view, ACTIVE), self._configured):
                 if name in self._models:
                     return self._models[name]
-            reason = self._failures.get("", "it is being opened")
+            reason = self._failures.get(_CONFIGURED, "it is being opened")
             raise Unavailable(f"text model {self._spec.model!r} is not available: {reason}")
         if wanted in self._models:
             return self._models[wanted]
-        if wanted == self._spec.model or wanted.removeprefix("sentence-transformers/") == self._spec.model:
-            return self._model(self._configured)
+        if wanted in self._known_as():
+            if self._configured is None:
+                reason = self._failures.get(_CONFIGURED, "it is being opened")
+                raise Unavailable(f"text model {wanted!r} is not available: {reason}")
+            return self._models[self._configured]
         if wanted in self._failures or wanted in self._tasks:
             raise Unavailable(
                 f"text model {wanted!r} is not available: {self._failures.get(wanted, 'opening')}"
@@ -217,6 +222,13 @@ class TextEmbedder:
         raise UnknownTextModel(
             f"no text model {wanted!r}: this service answers for {self._spec.model!r}", param="model"
         )
+
+    def _known_as(self) -> set[str]:
+        """What callers may call the configured model besides its fingerprint's name."""
+        names = {self._spec.model}
+        if self._configured is not None:
+            names.add(self._models[self._configured].fingerprint.public_model)
+        return names
 
     # --------------------------------------------------------------------------------------------- answering
 
@@ -229,7 +241,7 @@ class TextEmbedder:
                 query.texts,
                 query.prompt,
                 truncate=query.truncate,
-                urgent=len(query.texts) <= _URGENT_TEXTS,
+                urgent=_urgent(query.texts),
             )
         except WeftError as error:
             return error
@@ -239,7 +251,12 @@ class TextEmbedder:
         window = model.fingerprint.max_tokens
         truncated = int(np.count_nonzero(found.tokens > window)) if window else 0
         return EmbedAnswer(
-            vectors, found.tokens, found.hits, truncated, model.fingerprint.model, model.fingerprint.name
+            vectors,
+            found.tokens,
+            found.hits,
+            truncated,
+            model.fingerprint.public_model,
+            model.fingerprint.name,
         )
 
     async def rerank(self, query: RerankQuery) -> RerankAnswer | WeftError:
@@ -248,7 +265,7 @@ class TextEmbedder:
             model = self._model(None)
             asked, documents = await asyncio.gather(
                 model.cached.aanswer([query.query], self._limits.query_prompt, urgent=True),
-                model.cached.aanswer(query.documents, urgent=len(query.documents) <= _URGENT_TEXTS),
+                model.cached.aanswer(query.documents, urgent=_urgent(query.documents)),
             )
         except WeftError as error:
             return error
@@ -264,13 +281,13 @@ class TextEmbedder:
     async def model(self) -> TextModelInfo | WeftError:
         """The configured model."""
         if self._configured is None:
-            reason = self._failures.get("", "it is being opened")
+            reason = self._failures.get(_CONFIGURED, "it is being opened")
             return Unavailable(f"text model {self._spec.model!r} is not available: {reason}")
         model = self._models[self._configured]
         fingerprint = model.fingerprint
         return TextModelInfo(
             fingerprint.name,
-            fingerprint.model,
+            fingerprint.public_model,
             fingerprint.dimensions,
             fingerprint.max_tokens,
             spec_value(model.spec, fingerprint),
@@ -282,9 +299,9 @@ class TextEmbedder:
         if dimensions is None or dimensions == own or dimensions in allowed:
             return
         choice = f"allowed are {', '.join(map(str, [*allowed, own]))}" if allowed else f"it has {own}"
+        name = model.fingerprint.public_model
         raise InvalidInput(
-            f"text model {model.fingerprint.model!r} gives no vectors of {dimensions} dimensions: {choice}",
-            param="dimensions",
+            f"text model {name!r} gives no vectors of {dimensions} dimensions: {choice}", param="dimensions"
         )
 
     # ---------------------------------------------------------------------------------------------- the cache
@@ -302,20 +319,24 @@ class TextEmbedder:
         }
 
     async def invalidate(self, what: CacheInvalidation) -> int | WeftError:
-        """Drop entries of this replica and of the store behind it; returns how many the store had."""
+        """Drop entries of this replica and of the store behind it; returns how many there were."""
+        models = list(self._models.values())
         try:
-            return await asyncio.to_thread(self._invalidate, what)
+            return await asyncio.to_thread(self._invalidate, what, models)
         except WeftError as error:
             return error
 
-    def _invalidate(self, what: CacheInvalidation) -> int:
-        if what.texts:
-            return self._model(None).cached.invalidate(list(what.texts))
+    def _invalidate(self, what: CacheInvalidation, models: list[_Model]) -> int:
         dropped, store = 0, self._opened.store
-        for name, model in self._models.items():
-            if what.everything or what.model in (name, model.fingerprint.model):
+        for model in models:
+            fingerprint = model.fingerprint
+            if what.texts:
+                # Under the prompts that this service embeds with; others belong to their callers.
+                for prompt in dict.fromkeys((None, self._limits.query_prompt)):
+                    dropped += model.cached.invalidate(list(what.texts), prompt)
+            elif what.everything or what.model in (fingerprint.name, fingerprint.public_model):
                 dropped += model.cached.invalidate()
-        if store is not None:
+        if store is not None and not what.texts:
             # Entries of models that are not open here.
             dropped += store.clear(None if what.everything else what.model)
         return dropped
@@ -328,10 +349,20 @@ class TextEmbedder:
             "models": list(self._models),
             "failures": dict(self._failures),
             "cache": None if self._opened.store is None else self._opened.store.kind,
-            "cache_degraded": self._opened.degraded,
+            "cache_degraded": self._opened.degraded or self._breaker(),
         }
+
+    def _breaker(self) -> str | None:
+        """Why the store is not asked at the moment, if so."""
+        if any(model.cached.breaker_state == "open" for model in self._models.values()):
+            return "the cache's store does not answer; it is asked again every second"
+        return None
 
     def check_health(self) -> None:
         """Called by Serve; raises to be replaced."""
         if not self._follower.alive:
             raise RuntimeError("the text embedder no longer follows the feed")
+
+
+def _urgent(texts: Sequence[str]) -> bool:
+    return len(texts) <= _URGENT_TEXTS and sum(map(len, texts)) <= _URGENT_CHARS

@@ -10,7 +10,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 from deployments.following import Follower
@@ -18,7 +21,7 @@ from deployments.graph_client import GraphStateClient
 from deployments.messages import EmbedAnswer, EmbedQuery, TextModelInfo
 from deployments.settings import Settings
 from deployments.text_models import ACTIVE, CANDIDATE, SPECS, model_named, models_in_use, put_model
-from graph.errors import InvalidInput, NotYet, WeftError
+from graph.errors import Conflict, InvalidInput, NotYet, Unavailable, WeftError
 from graph.node_text import item_text, memory_text, text_digest
 from graph.schema import (
     MAX_ROWS_PER_WRITE,
@@ -38,11 +41,18 @@ log = logging.getLogger(__name__)
 Node: TypeAlias = tuple[TextKind, int]
 """Kind and row."""
 
+_SWITCH = "switch"  # in place of a model's name: what keeps one model from taking over from another
 _KINDS: tuple[TextKind, ...] = ("item", "memory")
 _CATCH_UP_S = 10.0
 _LOOK_AGAIN_S = 5.0
 """How often the embedder is asked for its model while nothing waits: it may be another after a redeploy."""
 _MAX_RETRY_S = 10.0
+_REFUSED_AGAIN_S = 600.0
+"""How often texts that a model refused are put to it again: what refused may have been mended."""
+_MAX_REFUSED_SHARE = 0.01
+"""A candidate that refuses more of the texts than this does not take over."""
+_MAX_REFUSED_IN_A_ROW = 16
+"""After so many refusals without an answer it is more likely the model that is wrong than the texts."""
 _GRACE_S = 10.0
 """Vectors of a model that was replaced stay this long: queries embedded with it are still on their way."""
 
@@ -50,9 +60,21 @@ _GRACE_S = 10.0
 class EmbedderClient(Protocol):
     """The calls of the text embedder that the indexer makes; errors are raised."""
 
-    async def model(self) -> TextModelInfo: ...
+    async def models(self) -> list[TextModelInfo]:
+        """The configured model of every replica that has one open; raises when none has."""
+        ...
 
     async def embed(self, query: EmbedQuery) -> EmbedAnswer: ...
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Texts on their way to one model, and what became of them."""
+
+    name: str
+    texts: dict[Node, str]
+    vectors: dict[Node, bytes] = field(default_factory=dict)
+    refused: dict[Node, str] = field(default_factory=dict)
 
 
 class TextIndexer:
@@ -69,6 +91,7 @@ class TextIndexer:
         self._failures: dict[str, str] = {}  # why a model gives no vectors, by name; "": no model at all
         self._unused_since: dict[str, float] = {}
         self._looked = -_LOOK_AGAIN_S
+        self._asked_refused = time.monotonic()
         self._moved = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._follower = Follower(
@@ -116,7 +139,8 @@ class TextIndexer:
                 }
                 for name, waiting in self._waiting.items()
             },
-            "failure": self._failures.get(""),
+            "refused": max(map(len, self._refused.values()), default=0),
+            "failure": self._failures.get("") or self._failures.get(_SWITCH),
         }
 
     # --------------------------------------------------------------------------------------- being a replica
@@ -156,6 +180,7 @@ class TextIndexer:
         self._waiting = {
             name: self._waiting[name] if name in self._waiting else self._all_waiting(name) for name in used
         }
+        self._refused = {name: nodes for name, nodes in self._refused.items() if name in used}
 
     def _all_waiting(self, name: str) -> dict[Node, None]:
         return {(kind, row): None for kind in _KINDS for row in self._view.waiting_texts(kind, name).tolist()}
@@ -215,34 +240,44 @@ class TextIndexer:
     async def _round(self) -> bool:
         """One step for every model that has something to do; whether any of them got on."""
         progress = False
-        self._failures = {n: f for n, f in self._failures.items() if not n or self._waiting.get(n)}
-        if time.monotonic() - self._looked >= _LOOK_AGAIN_S or model_named(self._view, ACTIVE) is None:
+        kept = ("", _SWITCH)
+        self._failures = {n: f for n, f in self._failures.items() if n in kept or self._waiting.get(n)}
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_AGAIN_S or model_named(self._view, ACTIVE) is None:
             progress |= await self._attempt("", self._settle_models)
+        if now - self._asked_refused >= _REFUSED_AGAIN_S:
+            self._asked_refused = now
+            self._put_refused_again()
         for name in tuple(self._waiting):
             if self._waiting.get(name):
-                progress |= await self._attempt(name, lambda name=name: self._embed_some(name))  # type: ignore[misc]
-        progress |= await self._attempt("", self._finish_change)
-        return progress
+                progress |= await self._attempt(name, partial(self._embed_some, name))
+        return progress | await self._attempt(_SWITCH, self._finish_change)
 
-    async def _attempt(self, name: str, step: Any) -> bool:
+    async def _attempt(self, name: str, step: Callable[[], Awaitable[bool]]) -> bool:
         """Run a step; a failure is remembered under `name`, logged when it is a new one, and tried again."""
         try:
-            progress = bool(await step())
+            progress = await step()
         except WeftError as error:
             if self._failures.get(name) != error.message:
-                waiting = len(self._waiting.get(name, ()))
-                log.warning("%d texts wait for model %r: %s", waiting, name, error.message)
+                log.warning("text vectors: %s: %s", name or "no text model", error.message)
             self._failures[name] = error.message
             return False
-        if progress and self._failures.pop(name, None):
-            log.info("model %r gives vectors again", name)
+        if self._failures.pop(name, None) is not None:
+            log.info("text vectors: %s goes on", name or "the text model")
         return progress
 
     async def _settle_models(self) -> bool:
         """Point the feed at the configured model: at once if there is none yet, else as the candidate."""
-        info = await self._embedder.model()
+        found = await self._embedder.models()
         self._looked = time.monotonic()
-        self._failures.pop("", None)
+        names = sorted({info.name for info in found})
+        if len(names) > 1:
+            # During a redeploy for a moment, with different hardware for ever: neither may move the pointers.
+            raise Conflict(
+                f"replicas of the text embedder have different models, {' and '.join(names)}: the one in use "
+                "stays; on different hardware set text_embedder.dtype"
+            )
+        info = found[0]
         active, candidate = model_named(self._view, ACTIVE), model_named(self._view, CANDIDATE)
         wanted = None if info.name == active else info.name
         if active is not None and candidate == wanted:
@@ -252,49 +287,74 @@ class TextIndexer:
         await self._write([PutPointer(SPECS, info.name, info.spec), pointer])
         return True
 
-    async def _embed_some(self, name: str) -> bool:
-        nodes = list(self._waiting[name])[: self._limits.batch_texts]
-        found = {node: text for node in nodes if (text := self._text(node)) is not None}
-        operations = await self._vectors(name, found)
-        if operations:
-            await self._write(operations)
-        for node in nodes:
-            # Also those that vanished, and those whose text changed on the way: these come back by the feed.
-            if node in self._waiting.get(name, ()):
+    def _put_refused_again(self) -> None:
+        for name, nodes in self._refused.items():
+            again, self._refused[name] = list(nodes), {}
+            for node in again:
                 self._consider(name, node)
+
+    async def _embed_some(self, name: str) -> bool:
+        nodes = list(islice(self._waiting[name], self._limits.batch_texts))
+        batch = _Batch(name, {node: text for node in nodes if (text := self._text(node)) is not None})
+        try:
+            await self._embed(batch, list(batch.texts))
+        finally:
+            # Also what was found before a failure is kept, and what failed goes to the end of the line.
+            await self._keep(batch, nodes)
         return True
 
-    async def _vectors(self, name: str, texts: dict[Node, str]) -> list[Operation]:
-        """Operations that give the nodes their vectors; a text that the model refuses is set aside."""
-        if not texts:
-            return []
-        try:
-            answer = await self._embedder.embed(EmbedQuery(tuple(texts.values()), model=name))
-        except InvalidInput as error:
-            if len(texts) > 1:
-                # One of them is to blame: the others must not wait for it.
-                halves = list(texts.items())
-                middle = len(halves) // 2
-                first = await self._vectors(name, dict(halves[:middle]))
-                return first + await self._vectors(name, dict(halves[middle:]))
-            (node,) = texts
-            log.warning("model %r refuses the text of %s %r: %s", name, node[0], node[1], error.message)
-            self._refused.setdefault(name, {})[node] = error.message
-            self._waiting[name].pop(node, None)
-            return []
+    async def _keep(self, batch: _Batch, nodes: Sequence[Node]) -> None:
         operations: list[Operation] = []
-        for (node, text), vector in zip(texts.items(), answer.vectors, strict=True):
+        for node, vector in batch.vectors.items():
             node_id = self._node_id(node)
             if node_id is not None:
-                operations.append(
-                    PutTextVector(node[0], node_id, answer.text_model, text_digest(text), packed(vector))
-                )
-        return operations
+                digest = text_digest(batch.texts[node])
+                operations.append(PutTextVector(node[0], node_id, batch.name, digest, vector))
+        if operations:
+            await self._write(operations)
+        if batch.name not in self._waiting:
+            return  # withdrawn meanwhile
+        for node, reason in batch.refused.items():
+            log.warning("model %r refuses the text of %s %r: %s", batch.name, node[0], node[1], reason)
+            self._refused.setdefault(batch.name, {})[node] = reason
+        for node in nodes:
+            # Also those that vanished, and those whose text changed on the way.
+            if self._waiting[batch.name].pop(node, 0) is None:
+                self._consider(batch.name, node)
+
+    async def _embed(self, batch: _Batch, nodes: list[Node]) -> None:
+        """Fill `batch.vectors`; of texts that the model refuses, find out which."""
+        if not nodes:
+            return
+        texts = tuple(batch.texts[node] for node in nodes)
+        try:
+            answer = await self._embedder.embed(EmbedQuery(texts, model=batch.name))
+        except InvalidInput as error:
+            if len(nodes) > 1:
+                middle = len(nodes) // 2
+                await self._embed(batch, nodes[:middle])
+                await self._embed(batch, nodes[middle:])
+                return
+            batch.refused[nodes[0]] = error.message
+            if not batch.vectors and len(batch.refused) >= _MAX_REFUSED_IN_A_ROW:
+                raise Unavailable(f"the model refuses one text after another: {error.message}") from error
+            return
+        for node, vector in zip(nodes, answer.vectors, strict=True):
+            try:
+                batch.vectors[node] = packed(vector)
+            except InvalidInput as error:
+                batch.refused[node] = error.message
 
     async def _finish_change(self) -> bool:
         """Make a complete candidate the active model, and drop vectors that nothing reads any more."""
         active, candidate = model_named(self._view, ACTIVE), model_named(self._view, CANDIDATE)
         if candidate is not None and not self._waiting.get(candidate, True):
+            refused = len(self._refused.get(candidate, ()))
+            texts = self._num_texts()
+            if refused > _MAX_REFUSED_SHARE * texts:
+                raise Conflict(
+                    f"text model {candidate} refuses {refused} of {texts} texts: {active} stays in use"
+                )
             log.info("text model %s answers from now on, in place of %s", candidate, active)
             await self._write([put_model(ACTIVE, candidate), put_model(CANDIDATE, None)])
             return True

@@ -79,7 +79,7 @@ def remembered_spec(view: GraphView, name: str, here: TextModelSpec) -> TextMode
 def _opened_like(value: Mapping[str, object], here: TextModelSpec) -> TextModelSpec | None:
     try:
         spec = replace(here, **{field: value[field] for field in (*_KEPT, "dtype")})  # type: ignore[arg-type]
-    except (InvalidInput, KeyError, TypeError):
+    except (InvalidInput, AttributeError, KeyError, TypeError):
         return None  # written by a version that knew other backends
     # The key goes to the endpoint it was given for and to no other.
     return spec if spec.url == here.url else replace(spec, api_key=None)

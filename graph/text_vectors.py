@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph.adjacency import Int64
+from graph.errors import InvalidInput
 from graph.node_text import DIGEST_BYTES
 from graph.schema import TextKind, TextVector
 
@@ -25,8 +26,12 @@ _GROWTH = 1.25
 
 
 def packed(vector: Float32) -> bytes:
-    """A vector [d] as rows hold it: float16, little-endian. Values beyond float16 become infinite."""
-    return vector.astype("<f2").tobytes()
+    """A vector [d] as rows hold it: float16, little-endian. Raises InvalidInput for what does not fit."""
+    with np.errstate(over="ignore"):
+        small = vector.astype("<f2")
+    if not np.isfinite(small).all():
+        raise InvalidInput("the text model gave a vector that is not finite as float16")
+    return small.tobytes()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

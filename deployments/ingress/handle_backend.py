@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -20,6 +20,8 @@ from deployments.graph_client import RemoteGraphState
 from deployments.graph_state import Outcome
 from deployments.handles import answer, call, call_all
 from deployments.ingress.item_vectors import ItemVectors
+from deployments.ingress.optional_embeddings import OptionalEmbeddings
+from deployments.ingress.text_status import combined, degraded, merged
 from deployments.messages import (
     CacheInvalidation,
     EmbedAnswer,
@@ -38,30 +40,17 @@ from deployments.messages import (
     UserRecord,
 )
 from deployments.settings import Settings
-from graph.errors import NotYet, Unavailable, WeftError
+from graph.errors import NotYet, TextTooLong, Unavailable, WeftError
 from graph.schema import RATING_HIGH, Idempotency, WriteRequest, WriteResult
 
 T = TypeVar("T")
 
 logger = logging.getLogger("weft.ingress")
 
+_PLACE = re.compile(r"texts\[(\d+)\]")
 _STATUS_TIMEOUT_S = 2.0
-_EMBED_TEXTS = 512
+_EMBED_TEXTS = 192  # of 4,096 dimensions they stay under the 4 MiB that a message has by default
 _QUERY_EMBED_S = 2.0  # beyond it a search goes by words alone
-_COUNTS = (
-    "lookups",
-    "hits",
-    "memory_hits",
-    "store_hits",
-    "coalesced",
-    "misses",
-    "encoded",
-    "damaged",
-    "store_errors",
-    "writes_dropped",
-    "memory_entries",
-    "memory_bytes",
-)
 _RETRY_S = 0.01
 _WARM_UP_ROUNDS = 3
 _OWN_KEY_TTL_S = 600.0  # the ingress repeats a write for seconds, not for a day
@@ -93,7 +82,9 @@ class HandleBackend:
             parts.graph_keeper,
         )
         self._embedder = parts.text_embedder
-        self._item_vectors = ItemVectors(parts.text_embedder, settings.text_embedder)
+        # Two, since they pause apart: a write gives up much sooner than a search.
+        self._embeddings = OptionalEmbeddings(parts.text_embedder)
+        self._item_vectors = ItemVectors(OptionalEmbeddings(parts.text_embedder), settings.text_embedder)
         self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
             self._send_writes, max_batch=self._limits.max_batch, name="the write"
         )
@@ -149,8 +140,9 @@ class HandleBackend:
     async def embed(self, query: EmbedQuery) -> EmbedAnswer:
         # In pieces: by default a message between replicas has 4 MiB.
         texts = query.texts
-        pieces = [texts[first : first + _EMBED_TEXTS] for first in range(0, len(texts), _EMBED_TEXTS)]
-        found = await asyncio.gather(*(self._embed(replace(query, texts=piece)) for piece in pieces))
+        places = range(0, len(texts), _EMBED_TEXTS)
+        pieces = (replace(query, texts=texts[first : first + _EMBED_TEXTS]) for first in places)
+        found = await asyncio.gather(*(map(self._embed, pieces, places)))
         if len(found) == 1:
             return found[0]
         if len({part.text_model for part in found}) > 1:
@@ -163,8 +155,17 @@ class HandleBackend:
             truncated=sum(part.truncated for part in found),
         )
 
-    async def _embed(self, query: EmbedQuery) -> EmbedAnswer:
-        found: EmbedAnswer = await self._timed(answer(self._embedder, "embed", query))
+    async def _embed(self, query: EmbedQuery, first: int) -> EmbedAnswer:
+        """Embed one piece of a request, that begins with its text `first`."""
+        try:
+            found: EmbedAnswer = await self._timed(answer(self._embedder, "embed", query))
+        except TextTooLong as error:
+            place = _PLACE.fullmatch(error.param or "")
+            if place is None:
+                raise
+            at = first + int(place[1])
+            message = error.message.replace(f"text {place[1]} ", f"text {at} ", 1)
+            raise TextTooLong(message, param=f"input[{at}]") from error
         return found
 
     async def search(self, query: SearchQuery) -> SearchAnswer:
@@ -173,15 +174,10 @@ class HandleBackend:
 
     async def _send_searches(self, queries: list[SearchQuery]) -> list[SearchAnswer | WeftError]:
         texts = tuple(query.text for query in queries)
-        vectors, model = None, None
-        try:
-            asked = EmbedQuery(texts, prompt=self._query_prompt)
-            async with asyncio.timeout(_QUERY_EMBED_S):
-                embedded: EmbedAnswer = await answer(self._embedder, "embed", asked)
-            vectors, model = embedded.vectors, embedded.text_model
-        except (WeftError, TimeoutError) as error:
-            # Words alone still find titles; the answer says that no text model took part.
-            logger.warning("%d searches go by words alone: %s", len(queries), error)
+        embedded = await self._embeddings.ask(EmbedQuery(texts, prompt=self._query_prompt), _QUERY_EMBED_S)
+        # Without vectors letters still find titles; the answer says that no text model took part.
+        vectors = None if embedded is None else embedded.vectors
+        model = None if embedded is None else embedded.text_model
         found: list[SearchAnswer | WeftError] = await call(self._retriever, "search", queries, vectors, model)
         return found
 
@@ -198,7 +194,8 @@ class HandleBackend:
         for entry in dropped:
             if isinstance(entry, WeftError):
                 raise entry
-        return sum(dropped)
+        # All replicas share the store; each has its own memory of some of it.
+        return max(dropped, default=0)
 
     async def _timed(self, asked: Awaitable[T]) -> T:
         try:
@@ -312,50 +309,23 @@ class HandleBackend:
     async def status(self) -> dict[str, object]:
         return dict(await self._statuses())
 
+    async def _embedder_status(self) -> dict[str, Any]:
+        replicas = await call_all(self._embedder, "status", timeout_s=_STATUS_TIMEOUT_S)
+        if not replicas:
+            raise Unavailable("no replica of the text embedder runs")
+        return merged(replicas)
+
     async def _statuses(self) -> dict[str, dict[str, Any]]:
         asked: dict[str, Awaitable[dict[str, Any]]] = {
             "graph_state": self._state.status(),
             "graph_encoder": call(self._encoder, "status"),
             "retriever": call(self._retriever, "status"),
-            "text_embedder": call(self._embedder, "status"),
+            "text_embedder": self._embedder_status(),
             "text_indexer": call(self._parts.text_indexer, "status"),
             "graph_keeper": call(self._keeper, "status"),
         }
         found = await asyncio.gather(*(_or_error(a) for a in asked.values()))
         return dict(zip(asked, found, strict=True))
-
-
-def degraded(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """What works less well than it could, and why, in words."""
-    found: dict[str, str] = {}
-    embedder, indexer = parts["text_embedder"], parts["text_indexer"]
-    if reason := embedder.get("cache_degraded"):
-        found["cache"] = reason
-    failure = next((text for text in embedder.get("failures", {}).values()), None)
-    if reason := embedder.get("error") or failure:
-        found["text_embedder"] = f"search goes by words alone and new items wait for their vectors: {reason}"
-    if waiting := indexer.get("waiting"):
-        reason = indexer.get("failure") or "they are being made"
-        found["text_vectors"] = f"{waiting} texts wait for their vectors: {reason}"
-    return found
-
-
-def combined(replicas: list[dict[str, Any]]) -> dict[str, object]:
-    """Statistics of the cache over all replicas of the text embedder: counts added up, and each as it is."""
-    counts: Counter[str] = Counter()
-    store, ttl_s = None, None
-    for replica in replicas:
-        for statistics in replica["models"].values():
-            counts.update({name: statistics[name] for name in _COUNTS})
-            store, ttl_s = statistics["store"] or store, statistics["ttl_s"]
-    lookups = counts["lookups"]
-    return {
-        **{name: counts[name] for name in _COUNTS},
-        "hit_rate": counts["hits"] / lookups if lookups else None,
-        "ttl_s": ttl_s,
-        "store": store,
-        "replicas": replicas,
-    }
 
 
 async def _or_error(asked: Awaitable[dict[str, Any]]) -> dict[str, Any]:

@@ -112,6 +112,11 @@ class CachedEncoder:
         """Whether anything is kept."""
         return self._memory is not None or self._store is not None
 
+    @property
+    def breaker_state(self) -> str:
+        """Of the breaker in front of the store: "closed", "open", "half-open"; "none" without a store."""
+        return "none" if self._store is None else self._store.breaker.state
+
     def through_codec(self, vectors: Float32) -> Float32:
         """[n, d] What answers look like that hold these vectors of the encoder."""
         return self._codec.through_codec(vectors)
@@ -248,7 +253,7 @@ class CachedEncoder:
                 memory_bytes=0 if memory is None else memory.nbytes,
                 memory_max_bytes=self._memory_max_bytes,
                 evictions=0 if memory is None else memory.evictions,
-                breaker="none" if store is None else store.breaker.state,
+                breaker=self.breaker_state,
                 store=held,
             )
 
@@ -258,11 +263,17 @@ class CachedEncoder:
             self._store.flush()
 
     def close(self) -> None:
-        """Refuse what waits and what comes, finish the slice at the encoder, write what is to be written."""
+        """Refuse what waits and what comes, finish the slice at the encoder, write what is to be written.
+
+        Closes the encoder. The store stays open.
+        """
         self._closed = True
         self._fetcher.queue.close()
         if self._store is not None:
             self._store.close()
+        close = getattr(self._encoder, "close", None)
+        if close is not None:
+            close()
 
     async def aclose(self) -> None:
         """`close` that waits without blocking the event loop."""

@@ -92,7 +92,7 @@ class Calls:
         missing = np.flatnonzero(~found)
         wanted, wanted_texts, which = _different(names, texts, missing)
         try:
-            keys = self._keys.many(wanted_texts, prompt)
+            keys = self._keys.on_demand(wanted_texts, prompt)
         except InvalidInput:
             checked_prompt(prompt, "")
             checked_texts(texts)  # names the text by its place in the call
@@ -175,7 +175,7 @@ class Calls:
     ) -> None:
         """Join flights that have a text, start one for the others. The lock is held."""
         joined = self._flights.find(names) if self._kept else {}
-        own = list(range(len(names)))
+        own: Sequence[int] = range(len(names))
         if joined:
             elsewhere = {which for found in joined.values() for which in found}
             own = [which for which in own if which not in elsewhere]
@@ -193,7 +193,8 @@ class Calls:
             )
             if self._kept:
                 self._flights.add(flight)
-            call.parts.append((flight, np.arange(len(own)), np.asarray(own, np.int64)))
+            places = np.arange(len(own))
+            call.parts.append((flight, places, places if everything else np.asarray(own, np.int64)))
         for flight, wanted in joined.items():
             places = np.asarray([flight.place(names[which]) for which in wanted], np.int64)
             call.parts.append((flight, places, np.asarray(wanted, np.int64)))
@@ -202,7 +203,7 @@ class Calls:
         for flight, places, _ in call.parts:
             self._flights.join(call.waiter, flight, places)
 
-    def _look_again(self, call: Call, names: Sequence[Hashable], own: list[int]) -> list[int]:
+    def _look_again(self, call: Call, names: Sequence[Hashable], own: Sequence[int]) -> Sequence[int]:
         """A flight that landed since memory was asked has left its texts there."""
         assert self._memory is not None
         found, rows, tokens = self._memory.get_many([names[which] for which in own])

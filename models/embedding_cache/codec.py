@@ -160,7 +160,8 @@ class VectorCodec:
         sums = key_words.astype(np.uint64) @ self._of_key
         for start in range(0, len(keys), _BLOCK_ROWS):
             stop = start + _BLOCK_ROWS
-            sums[start:stop] += words[start:stop].astype(np.uint64) @ self._of_words
+            # einsum and not @: numpy's product of integer matrices has no vector instructions.
+            sums[start:stop] += np.einsum("ij,j->i", words[start:stop].astype(np.uint64), self._of_words)
         return sums
 
 
@@ -201,7 +202,9 @@ def _finite(rows: Numbers) -> Bools:
     finite, halves = np.empty(len(rows), np.bool_), rows.view("<u2")
     for start in range(0, len(rows), _BLOCK_ROWS):
         stop = start + _BLOCK_ROWS
-        finite[start:stop] = (halves[start:stop] & np.uint16(0x7FFF)).max(axis=1) < 0x7C00
+        magnitudes = halves[start:stop] & np.uint16(0x7FFF)
+        # Over the whole block first: row by row takes twice as long.
+        finite[start:stop] = magnitudes.max() < 0x7C00 or magnitudes.max(axis=1) < 0x7C00
     return finite
 
 

@@ -117,7 +117,8 @@ class Fetcher:
         storable = self._codec.storable(vectors)
         rows = self._codec.narrow(np.where(storable[:, None], vectors, np.float32(0)))
         kept = places[storable]
-        keys = [flight.keys[place] for place in kept.tolist()]
+        all_keys = list(flight.keys)
+        keys = [all_keys[place] for place in kept.tolist()]
         values = self._codec.encode_many(keys, vectors[storable], tokens[storable])
         with self._flights.lock:
             self.encoded += len(places)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import overload
 
 from graph.errors import InvalidInput
 from models.text_encoder.protocol import Fingerprint
@@ -38,19 +39,59 @@ class EntryKeys:
 
     def many(self, texts: Sequence[str], prompt: str | None = None) -> list[bytes]:
         """Keys of `texts`, 32 bytes each, in order. Raises InvalidInput for what UTF-8 cannot hold."""
+        return list(self.on_demand(texts, prompt))
+
+    def on_demand(self, texts: Sequence[str], prompt: str | None = None) -> KeySequence:
+        """The same, digested when asked for. What cannot have a key is refused at once."""
         scope = self._scope.copy()
         try:
             scope.update(_counted(self.effective_prompt(prompt).encode()))
         except UnicodeEncodeError as error:
             raise InvalidInput(f"the prompt holds {_surrogate(error)}", param="prompt") from None
-        copy, keys = scope.copy, []
         try:
-            for text in texts:
-                digest = copy()
-                digest.update(text.encode())
-                keys.append(digest.digest())
+            return KeySequence(scope, list(map(str.encode, texts)))
         except UnicodeEncodeError as error:
-            raise InvalidInput(f"text {len(keys)} holds {_surrogate(error)}", param="texts") from None
+            place = list(texts).index(error.object)
+            raise InvalidInput(f"text {place} holds {_surrogate(error)}", param="texts") from None
+
+
+class KeySequence(Sequence[bytes]):
+    """Keys that are digested in order as far as somebody asks: a store that sends a batch piece by piece has
+    the next piece digested while the server works on the last.
+
+    Args:
+        scope: a digest of everything before the text.
+        texts: UTF-8.
+    """
+
+    def __init__(self, scope: hashlib._Hash, texts: Sequence[bytes]) -> None:
+        self._copy, self._texts = scope.copy, texts
+        self._digested: list[bytes] = []
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[bytes]: ...
+    def __getitem__(self, place: int | slice) -> bytes | list[bytes]:
+        if isinstance(place, slice) and place.step is None and place.stop is not None and place.stop >= 0:
+            return self._up_to(place.stop)[place]
+        return self._up_to(len(self._texts))[place]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._up_to(len(self._texts)))
+
+    def _up_to(self, count: int) -> list[bytes]:
+        keys = self._digested
+        if len(keys) < count:
+            copy, keys = self._copy, keys.copy()  # another thread may be at the same
+            for text in self._texts[len(keys) : count]:
+                digest = copy()
+                digest.update(text)
+                keys.append(digest.digest())
+            self._digested = keys
         return keys
 
 

@@ -116,6 +116,9 @@ class MemoryStore:
             ]
         return StoreStatistics(self.kind, self.location, len(sizes), sum(sizes))
 
+    def flush(self) -> None:
+        """Nothing is held back."""
+
     def close(self) -> None:
         """Nothing to close: the entries stay readable."""
 

@@ -1,7 +1,7 @@
 """Batches of commands to one Redis server or to the nodes of a cluster, over redis-py's pooled connections.
 
 redis-py's own clients spend more on a command in Python than the server does on a key: here a batch is
-packed by hiredis, and the next flight is on its way while the answers to the last are read. Nothing is
+packed at once, and the next flight is on its way while the answers to the last are read. Nothing is
 repeated on failure: that the store is away should be known after one timeout, not after several.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias
 
@@ -29,6 +29,7 @@ Parts: TypeAlias = tuple[bytes, ...]
 Reply: TypeAlias = Any  # bytes, int, None, list of them, or a ResponseError as a value
 
 FLIGHT_BYTES = 128 * 1024
+FLIES_ALONE_PARTS = 64  # so large a command keeps the server busy while the next is made
 SOCKET_READ_BYTES = 256 * 1024
 MAX_CONNECTIONS = 512
 
@@ -42,7 +43,7 @@ class RedisLink(Protocol):
     sharded: bool
     """Whether one command must keep to keys of one hash tag."""
 
-    def execute(self, commands: Sequence[Parts]) -> list[Reply]:
+    def execute(self, commands: Iterable[Parts]) -> list[Reply]:
         """One reply per command, in order; an error that the server answers is a reply too."""
         ...
 
@@ -76,7 +77,7 @@ class ServerLink:
             **_connection_settings(address, connect_timeout_s, timeout_s),
         )
 
-    def execute(self, commands: Sequence[Parts]) -> list[Reply]:
+    def execute(self, commands: Iterable[Parts]) -> list[Reply]:
         return _exchange(self._pool, commands, self._timeout_s)
 
     def everywhere(self, command: Parts) -> list[Reply]:
@@ -106,8 +107,9 @@ class ClusterLink:
         self._connected: Any = None
         self._stale = False
 
-    def execute(self, commands: Sequence[Parts]) -> list[Reply]:
+    def execute(self, commands: Iterable[Parts]) -> list[Reply]:
         client = self._client()
+        commands = list(commands)
         by_node: dict[str, tuple[ConnectionPool, list[int]]] = {}
         for place, command in enumerate(commands):
             node = client.nodes_manager.get_node_from_slot(_slot(command))
@@ -191,16 +193,18 @@ def _connection_settings(address: RedisAddress, connect_timeout_s: float, timeou
     return settings if address.tls else settings | {"driver_info": None}
 
 
-def _exchange(pool: ConnectionPool, commands: Sequence[Parts], timeout_s: float) -> list[Reply]:
+def _exchange(pool: ConnectionPool, commands: Iterable[Parts], timeout_s: float) -> list[Reply]:
     """Send all, read all. `timeout_s` bounds every silence and, flight by flight, the average."""
     flights = _flights(commands)
     started = time.monotonic()
     connection: Any = pool.get_connection()
     try:
         replies: list[Reply] = []
-        in_air = done = 0
+        in_air = sent = 0
         while True:
+            making = time.monotonic()
             packed, number = next(flights, (b"", 0))
+            started += time.monotonic() - making  # digesting long texts is no slowness of the server
             if packed:
                 connection.send_packed_command([packed], check_health=False)
             for _ in range(in_air):
@@ -208,8 +212,8 @@ def _exchange(pool: ConnectionPool, commands: Sequence[Parts], timeout_s: float)
             in_air = number
             if not packed:
                 return replies
-            done += 1
-            if time.monotonic() - started > (1 + done) * timeout_s:
+            sent += len(packed)
+            if time.monotonic() - started > (1 + max(1, sent / FLIGHT_BYTES)) * timeout_s:
                 raise redis.TimeoutError(f"answers come slower than {FLIGHT_BYTES} bytes in {timeout_s:g} s")
     except BaseException:
         # Answers may be outstanding: whoever took this connection next would read them as theirs.
@@ -226,14 +230,14 @@ def _read(connection: Any) -> Reply:
         return error
 
 
-def _flights(commands: Sequence[Parts]) -> Iterator[tuple[bytes, int]]:
+def _flights(commands: Iterable[Parts]) -> Iterator[tuple[bytes, int]]:
     pieces: list[bytes] = []
     size = 0
     for command in commands:
         piece = _packed(command)
         pieces.append(piece)
         size += len(piece)
-        if size >= FLIGHT_BYTES:
+        if size >= FLIGHT_BYTES or len(command) > FLIES_ALONE_PARTS:
             yield b"".join(pieces), len(pieces)
             pieces, size = [], 0
     if pieces:

@@ -52,7 +52,7 @@ class RedisStore:
         cluster: bool = False,
         connect_timeout_s: float = 0.25,
         timeout_s: float = 0.25,
-        chunk: int = 1000,
+        chunk: int = 500,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`url` as in `parse_redis_url`; the credentials may come apart from it.
@@ -85,14 +85,18 @@ class RedisStore:
                 self._checked(reply)
 
     def get_many(self, namespace: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        names = _names(namespace, keys)
         if not self._link.sharded:
-            commands = [(b"MGET", *names[at : at + self._chunk]) for at in range(0, len(names), self._chunk)]
+            # Made as they are sent: keys may be digested only when asked for.
+            commands = (
+                (b"MGET", *_names(namespace, keys[at : at + self._chunk]))
+                for at in range(0, len(keys), self._chunk)
+            )
             found: list[bytes | None] = []
             with self._failures():
                 for reply in self._link.execute(commands):
                     found += _unstamped(self._checked(reply))
             return found
+        names = _names(namespace, keys)
         groups = self._groups(names)
         found = [None] * len(names)
         with self._failures():
@@ -193,6 +197,9 @@ class RedisStore:
             server_memory_bytes=sum(fields.get("used_memory", 0) for fields in memory) or None,
             server_max_bytes=limit or None,
         )
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
     def close(self) -> None:
         self._link.close()
@@ -319,11 +326,14 @@ def _namespace_of_prefix(prefix: bytes) -> str | None:
 
 def _unstamped(values: Sequence[bytes | None]) -> list[bytes | None]:
     try:
-        # In C over all: a call for each costs a third of the whole read. What is left of a shorter value is
-        # empty, which no entry is.
-        return list(map(_WITHOUT_STAMP, values))
-    except TypeError:
-        return [None if value is None else value[_STAMP.size :] for value in values]
+        # In C over all: even a comprehension costs twice as much.
+        entries: list[bytes | None] = list(map(_WITHOUT_STAMP, values))
+        if b"" not in entries:
+            return entries
+    except TypeError:  # None, which has no bytes
+        pass
+    # A value shorter than a stamp is not ours.
+    return [None if value is None or len(value) < 8 else value[8:] for value in values]
 
 
 def _written_at(stamp: bytes) -> float | None:

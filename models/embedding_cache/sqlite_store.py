@@ -16,10 +16,15 @@ from models.embedding_cache.store import Entry, StoreStatistics
 _CHUNK = 500
 _BATCH = 1000
 _EVICT_ROWS = 256
+_EXPIRE_ROWS = 2 * _BATCH  # looked at per write: more than it adds, so that the file does not grow for ever
 _MARKS = ",".join("?" * _CHUNK)  # one statement whatever the batch: SQLite keeps it compiled
 _GET = (
     "SELECT key, value FROM entries WHERE namespace = ? AND (expires_at IS NULL OR expires_at > ?)"  # noqa: S608
     f" AND key IN ({_MARKS})"
+)
+_DELETE_OLD = (
+    "DELETE FROM entries WHERE id IN (SELECT id FROM"
+    " (SELECT id, expires_at FROM entries ORDER BY id LIMIT ?) WHERE expires_at <= ?)"
 )
 _DELETE_EXPIRED = f"DELETE FROM entries WHERE namespace = ? AND expires_at <= ? AND key IN ({_MARKS})"  # noqa: S608
 _DELETE = f"DELETE FROM entries WHERE namespace = ? AND key IN ({_MARKS})"  # noqa: S608
@@ -161,6 +166,9 @@ class SQLiteStore:
             used = _used_bytes(connection)
         return StoreStatistics(self.kind, self.location, entries, used, server_max_bytes=self._max_bytes)
 
+    def flush(self) -> None:
+        """Nothing is held back."""
+
     def close(self) -> None:
         self._file.close()
 
@@ -181,6 +189,8 @@ class SQLiteStore:
                 " VALUES (?, ?, ?, ?, ?)",
                 rows,
             )
+            # Of the entries written longest ago: with one TTL for all, these are the ones to expire.
+            connection.execute(_DELETE_OLD, (_EXPIRE_ROWS, self._clock()))
             if self._max_bytes is not None:
                 _evict(connection, self._max_bytes)
 

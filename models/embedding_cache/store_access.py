@@ -42,6 +42,7 @@ class StoreAccess:
         self._writing = threading.Lock()
         self._counting = threading.Lock()
         self._waiting = 0
+        self._closed = False
         self.errors = 0
         self.writes_dropped = 0
 
@@ -86,8 +87,16 @@ class StoreAccess:
 
     def flush(self) -> None:
         """Wait until everything handed over before has been written or dropped."""
-        done: Future[None] = self._writer.submit(lambda: None)
+        done: Future[None] = self._writer.submit(self._flush)
         done.result()
+
+    def _flush(self) -> None:
+        # Past the breaker: most stores hold nothing back, and that says nothing about whether they answer.
+        try:
+            self.store.flush()
+        except StoreUnavailable as error:
+            self.errors += 1
+            _LOG.warning("entries could not be written: %s", error)
 
     def statistics(self) -> StoreStatistics | None:
         """None while the store does not answer."""
@@ -96,6 +105,9 @@ class StoreAccess:
     def close(self) -> None:
         """Finish reads and writes; the store stays open."""
         self._readers.shutdown()
+        if not self._closed:
+            self._closed = True
+            self.flush()
         self._writer.shutdown()
 
     def _write(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from deployments.settings import Settings
+from models.embedding_cache.redis_address import parse_redis_url
 
 
 def fields(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -79,6 +82,12 @@ def test_loopback_hosts_and_their_urls(host: str, url: str) -> None:
         ("graph_state", "ring_versions", 0),
         ("ingress", "min_version_timeout_s", -1),
         ("retriever", "pull_rows", 0),
+        ("cache", "ttl_s", 0),
+        ("cache", "ttl_s", float("inf")),
+        ("cache", "ttl_s", float("nan")),
+        ("cache", "memory_bytes", -1),
+        ("text_indexer", "batch_texts", 0),
+        ("text_embedder", "dimensions", 0),
     ],
 )
 def test_values_out_of_range_are_refused(group: str, name: str, value: float) -> None:
@@ -121,3 +130,143 @@ def test_paths_and_urls_derive_from_the_data_directory(
     other = Settings.model_validate({"store": {"url": "sqlite:////elsewhere.sqlite"}})
     assert other.store_url == "sqlite:////elsewhere.sqlite"
     assert Settings.model_validate({"data_dir": "~/w"}).data_dir == Path.home().resolve() / "w"
+
+
+# ------------------------------------------------------------------------------- where the embedding cache is
+
+REDIS = ("REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD")
+
+
+@pytest.fixture
+def variables(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """An environment that says nothing of Redis."""
+    for name in (*REDIS, "WEFT_CACHE__URL"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_variables_the_cache_has_no_address(variables: pytest.MonkeyPatch) -> None:
+    for name in REDIS:
+        variables.setenv(name, "")  # as docker compose passes what is not set
+    assert Settings().redis_url is None
+    assert Settings().cache_url is None
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({"REDIS_HOST": "cache"}, "redis://cache:6379"),
+        ({"REDIS_PORT": "7000"}, "redis://localhost:7000"),
+        ({"REDIS_HOST": "::1", "REDIS_PORT": "7000"}, "redis://[::1]:7000"),
+        ({"REDIS_HOST": "[::1]"}, "redis://[::1]:6379"),
+        ({"REDIS_PASSWORD": "word"}, "redis://:word@localhost:6379"),
+    ],
+)
+def test_the_variables_of_redis_make_its_url(
+    variables: pytest.MonkeyPatch, given: dict[str, str], url: str
+) -> None:
+    for name, value in given.items():
+        variables.setenv(name, value)
+    assert Settings().cache_url == Settings().redis_url == url
+
+
+@pytest.mark.parametrize(
+    "password", ["p@ss/w:rd", "50% off?", "a#b&c=d", "[x]", "\u00e9t\u00e9 ", "+plus%20"]
+)
+def test_any_password_survives_the_url(variables: pytest.MonkeyPatch, password: str) -> None:
+    variables.setenv("REDIS_HOST", "cache")
+    variables.setenv("REDIS_PASSWORD", password)
+    settings = Settings()
+    assert settings.cache_url is not None
+    address = parse_redis_url(settings.cache_url)
+    assert (address.host, address.port, address.password) == ("cache", 6379, password)
+    assert password not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+def test_an_explicit_url_goes_before_the_variables_of_redis(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("REDIS_HOST", "elsewhere")
+    variables.setenv("REDIS_PORT", "tcp://10.0.0.1:6379")  # not even looked at
+    variables.setenv("WEFT_CACHE__URL", "sqlite:///explicit")
+    assert Settings().cache_url == "sqlite:///explicit"
+    assert Settings().redis_url is None
+    variables.delenv("WEFT_CACHE__URL")
+    in_code = Settings.model_validate({"cache": {"url": "memory://"}})
+    assert in_code.cache_url == "memory://"
+    assert Settings.model_validate({"cache": {"enabled": False}}).cache_url is None
+
+
+def test_an_empty_url_is_none(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("WEFT_CACHE__URL", "")
+    variables.setenv("REDIS_HOST", "cache")
+    assert Settings().cache_url == "redis://cache:6379"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("REDIS_PORT", "tcp://10.0.0.1:6379", "REDIS_PORT is 'tcp://10.0.0.1:6379'"),
+        ("REDIS_PORT", "0", "from 1 to 65535"),
+        ("REDIS_PORT", "70000", "from 1 to 65535"),
+        ("REDIS_HOST", "redis://:hidden@cache", "WEFT_CACHE__URL"),
+    ],
+)
+def test_a_host_or_port_that_is_none_is_refused(
+    variables: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    variables.setenv(name, value)
+    with pytest.raises(ValidationError, match=said) as raised:
+        Settings()
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:hidden@cache:port",
+        "redis://:hidden@cache/zero",
+        "redis://:hidden@cache?hidden=1&unknown=2",
+        "http://:hidden@cache",
+        ":hidden@cache",
+        "sqlite://",
+    ],
+)
+def test_a_url_that_names_no_cache_is_refused_and_not_repeated(
+    variables: pytest.MonkeyPatch, url: str
+) -> None:
+    variables.setenv("WEFT_CACHE__URL", url)
+    with pytest.raises(ValidationError, match=r"cache\.url") as raised:
+        Settings()
+    assert ":hidden" not in str(raised.value)
+
+
+def test_replicas_get_the_launchers_redis(variables: pytest.MonkeyPatch) -> None:
+    variables.setenv("REDIS_HOST", "cache")
+    sent = cloudpickle.dumps(Settings())
+    variables.setenv("REDIS_HOST", "elsewhere")
+    assert cloudpickle.loads(sent).cache_url == "redis://cache:6379"
+
+
+# --------------------------------------------------------------------------------------------- the text model
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ({"backend": "openai"}, "needs a url"),
+        ({"url": "http://127.0.0.1:8080/v1"}, "asks no endpoint"),
+        ({"model": "  "}, "no name"),
+        ({"model": ""}, "at least 1 character"),
+        ({"backend": "word2vec"}, "sentence-transformers"),
+    ],
+)
+def test_a_text_model_that_contradicts_itself_is_refused(group: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Settings.model_validate({"text_embedder": group})
+
+
+@pytest.mark.parametrize(("given", "expected"), [("64,128", (64, 128)), ("64", (64,)), ("", ())])
+def test_lengths_are_listed_with_commas(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: tuple[int, ...]
+) -> None:
+    monkeypatch.setenv("WEFT_TEXT_EMBEDDER__MATRYOSHKA_DIMENSIONS", given)
+    assert Settings().text_embedder.matryoshka_dimensions == expected

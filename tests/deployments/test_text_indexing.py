@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from graph.schema import DeleteItem, PutItem, PutMemory, PutUser
 from graph.view import GraphView
 from models.text_encoder.hashing_encoder import HashingEncoder
 from models.text_encoder.opening import TextModelSpec
+from models.text_encoder.protocol import Encoded
 from tests.deployments.local_state import make_settings, until, write
 
 FILMS = {
@@ -37,14 +39,14 @@ FILMS = {
 class RaisingEmbedder:
     """What `EmbedderHandle` does, without a handle."""
 
-    def __init__(self, embedder: TextEmbedder) -> None:
-        self.embedder = embedder
+    def __init__(self, *embedders: TextEmbedder) -> None:
+        self.embedders = embedders
 
-    async def model(self) -> Any:
-        return _raised(await self.embedder.model())
+    async def models(self) -> list[Any]:
+        return [_raised(await embedder.model()) for embedder in self.embedders]
 
     async def embed(self, query: EmbedQuery) -> EmbedAnswer:
-        return _raised(await self.embedder.embed(query))
+        return _raised(await self.embedders[0].embed(query))
 
 
 def _raised(found: Any) -> Any:
@@ -79,8 +81,8 @@ class World:
         self.stack.push_async_callback(found.stop)
         return found
 
-    async def indexer(self, embedder: TextEmbedder) -> TextIndexer:
-        found = TextIndexer(self.settings, self.state, RaisingEmbedder(embedder))
+    async def indexer(self, *embedders: TextEmbedder) -> TextIndexer:
+        found = TextIndexer(self.settings, self.state, RaisingEmbedder(*embedders))
         await found.start()
         self.stack.push_async_callback(found.stop)
         return found
@@ -159,7 +161,7 @@ async def test_a_failing_model_delays_vectors_and_says_how_many_wait(
 ) -> None:
     embedder = await world.embedder()
     (encoder,) = world.encoders.values()
-    encoder.fail()
+    encoder.fail(Unavailable("away"))
     indexer = await world.indexer(embedder)
     await world.put("m1", "m2", "m3")
 
@@ -178,7 +180,10 @@ async def test_a_failing_model_delays_vectors_and_says_how_many_wait(
     await until(lambda: world.complete(encoder.fingerprint.name))
     await until(lambda: not indexer._failures)
     assert (await indexer.status())["waiting"] == 0
-    assert sum("texts wait for model" in record.message for record in caplog.records) == 1
+    warnings = [
+        r for r in caplog.records if r.message.startswith("text vectors: words-") and "away" in r.message
+    ]
+    assert len(warnings) == 1
 
 
 async def test_one_text_that_the_model_refuses_does_not_hold_up_the_others(
@@ -303,6 +308,131 @@ async def test_a_model_that_cannot_be_opened_says_why_and_is_tried_again(
     monkeypatch.setattr(embedder, "_opener", lambda spec: HashingEncoder(8, "mended"))
     await until(lambda: embedder.generations() != ())
     assert isinstance(await embedder.embed(EmbedQuery(("text",))), EmbedAnswer)
+
+
+async def test_a_candidate_that_refuses_texts_does_not_take_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_GRACE_S", 0.05), ("_LOOK_AGAIN_S", 0.05), ("_REFUSED_AGAIN_S", 0.3)):
+        monkeypatch.setattr(indexer_module, name, value)
+    await world.put("m1", "m2", "m3")
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    old = (await embedder.model()).name
+    await until(lambda: world.complete(old))
+    await indexer.stop()
+    await embedder.stop()
+    world.configure("squeamish")
+    embedder = await world.embedder()
+    new = (await embedder.model()).name
+    world.encoders[new].fail(InvalidInput("not that"))
+    indexer = await world.indexer(embedder)
+    await until(lambda: len(indexer._refused.get(new, ())) == 3)
+    await until(lambda: "refuses 3 of 3" in indexer._failures.get("switch", ""))
+    assert model_named(world.view(), ACTIVE) == old
+    assert world.complete(old)
+    assert (await indexer.status())["refused"] == 3
+    # What refused may be mended: the texts are put to it again.
+    world.encoders[new].recover()
+    await until(lambda: model_named(world.view(), ACTIVE) == new)
+    assert world.complete(new)
+    await until(lambda: not indexer._failures)
+
+
+async def test_replicas_with_different_models_move_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.01)
+    await world.put("m1")
+    one = await world.embedder()
+    name = (await one.model()).name
+    indexer = await world.indexer(one)
+    await until(lambda: world.complete(name))
+    await indexer.stop()
+    world.configure("other words")
+    other = await world.embedder()
+    version = world.view().version
+    indexer = await world.indexer(one, other)
+    await until(lambda: "different models" in indexer._failures.get("", ""))
+    await world.put("m2")
+    await until(lambda: world.complete(name))
+    assert model_named(world.view(), CANDIDATE) is None
+    assert world.view().version == version + 2  # the item and its vector
+
+
+async def test_a_vector_that_does_not_fit_is_set_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = HashingEncoder.encode_counted
+
+    def overflowing(self: HashingEncoder, texts: Any, prompt: Any = None, *, truncate: bool = True) -> Any:
+        vectors, tokens = encode(self, texts, prompt, truncate=truncate)
+        vectors[["cowboy" in text for text in texts]] *= 1e6
+        return Encoded(vectors, tokens)
+
+    monkeypatch.setattr(HashingEncoder, "encode_counted", overflowing)
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    name = (await embedder.model()).name
+    await world.put("m1", "m2", "m3")
+    await until(lambda: len(world.view().text_vectors("item", name)) == 2)
+    await until(lambda: len(indexer._refused.get(name, ())) == 1)
+
+
+async def test_what_is_no_longer_wanted_is_not_opened_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(embedder_module, "_RETRY_S", 0.02)
+    await world.put("m1")
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    old = (await embedder.model()).name
+    await until(lambda: world.complete(old))
+    await indexer.stop()
+    await embedder.stop()
+    opener = world.open
+    world.open = lambda spec: opener(replace(spec, model="broken" if spec.model == "words" else spec.model))
+    world.configure("new words")
+    embedder = await world.embedder()
+    await until(lambda: old in embedder._failures)
+    assert isinstance(await embedder.embed(EmbedQuery(("x",), model=old)), Unavailable)
+    await world.indexer(embedder)
+    new = (await embedder.model()).name
+    await until(lambda: model_named(world.view(), ACTIVE) == new)
+    await until(lambda: not embedder._failures and not embedder._tasks)
+
+
+async def test_a_model_whose_opening_crashes_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embedder_module, "_RETRY_S", 0.01)
+
+    def crashing(spec: TextModelSpec) -> HashingEncoder:
+        raise RuntimeError("a defect")
+
+    world.open = crashing
+    embedder = await world.embedder()
+    assert "RuntimeError" in (await embedder.status())["failures"][""]
+    monkeypatch.setattr(embedder, "_opener", lambda spec: HashingEncoder(8, "mended"))
+    await until(lambda: embedder.generations() != ())
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_name_never_gets_vectors_of_another_model(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
+    await world.put("m1")
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    old = (await embedder.model()).name
+    await until(lambda: world.complete(old))
+    await indexer.stop()
+    await embedder.stop()
+    world.configure("broken")
+    embedder = await world.embedder()
+    await until(lambda: old in embedder.generations())
+    assert _raised(await embedder.embed(EmbedQuery(("x",)))).text_model == old
+    assert isinstance(await embedder.embed(EmbedQuery(("x",), model="broken")), Unavailable)
 
 
 # ------------------------------------------------------------------------------------------------- embedding

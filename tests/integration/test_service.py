@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.processes import listeners, wait_until
-from tests.service import Service
-from tests.small_store import SmallStore
+from tests.service import Service, free_port, running_service, weft
+from tests.small_store import SmallStore, make_small_store
 
 pytestmark = pytest.mark.integration
 
@@ -239,6 +241,107 @@ def test_a_new_item_without_ratings_can_be_recommended(http: httpx.Client, small
     assert len(similar["similar"]) == 3
 
 
+# ------------------------------------------------------------------------------------------------------- text
+
+
+def test_an_item_of_nothing_but_a_text_is_found_by_the_first_search(http: httpx.Client) -> None:
+    for word in ("quokka", "narwhal", "axolotl", "pangolin", "capybara"):
+        item = new_id("item")
+        body = {"title": item, "text": f"A tale of one brave {word}"}
+        token = ok(http.put(f"/v1/items/{item}", json=body))["version"]
+        question = {"query": f"tale of a brave {word}", "n": 3}
+        answer = ok(http.post("/v1/search", json=question, headers={VERSION: token}))
+        assert number(answer["version"]) >= number(token)
+        assert answer["results"][0]["item_id"] == item
+
+
+def test_texts_that_wait_get_their_vectors(service: Service, http: httpx.Client) -> None:
+    """More items in one write than the write waits for: the indexer embeds them afterwards."""
+    mark = new_id("bulk")
+    items = [{"item_id": f"{mark}-{n}", "title": f"Volume {n} {mark}"} for n in range(300)]
+    token = ok(http.post("/v1/items", json={"items": items}))["version"]
+
+    def indexed() -> bool:
+        indexer = service.status()["text_indexer"]
+        return bool(indexer["version"] >= number(token) and indexer["waiting"] == 0)
+
+    wait_until(indexed, 30, "text vectors of 300 items")
+    indexer = service.status()["text_indexer"]
+    assert (indexer["failure"], indexer["candidate"]) == (None, None)
+    found = ok(http.post("/v1/search", json={"query": f"volume {mark}", "n": 300}))
+    assert len({r["item_id"] for r in found["results"]} & {i["item_id"] for i in items}) > 200
+
+
+def test_similar_items_by_text(http: httpx.Client) -> None:
+    first, second = new_id("item"), new_id("item")
+    for item in (first, second):
+        token = ok(http.put(f"/v1/items/{item}", json={"title": item, "text": "Herons at dusk"}))["version"]
+    path = f"/v1/items/{first}/similar"
+    answer = ok(http.get(path, params={"by": "text", "n": 1}, headers={VERSION: token}))
+    assert [entry["item_id"] for entry in answer["similar"]] == [second]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"input": []}, 422, "invalid_input"),
+        ({"input": ""}, 422, "invalid_input"),
+        ({"input": "text", "no_such_field": 1}, 422, "invalid_input"),
+        ({"input": "text", "dimensions": 7}, 422, "invalid_input"),
+        ({"input": [1, 2, 3]}, 400, "unsupported_input"),
+        ({"input": ["text"] * 2_049}, 413, "batch_too_large"),
+        ({"input": "x" * (5 << 20)}, 413, "body_too_large"),
+        ({"input": "text", "model": "no-such-model"}, 404, "unknown_text_model"),
+    ],
+)
+def test_embeddings_that_cannot_be_had(
+    http: httpx.Client, body: dict[str, Any], status: int, code: str
+) -> None:
+    error = error_of(http.post("/v1/embeddings", json=body), status)
+    assert (error["code"], error["retryable"]) == (code, False)
+
+
+def test_a_text_that_was_embedded_is_a_hit_for_command_and_service(
+    service: Service, http: httpx.Client, tmp_path: Path
+) -> None:
+    texts = [f"{new_id('text')} number {n}" for n in range(5)]
+    fresh = ok(http.post("/v1/embeddings", json={"input": texts}))
+    assert (fresh["weft"]["cached"], len(fresh["data"])) == (0, 5)
+    again = ok(http.post("/v1/embeddings", json={"input": texts}))
+    assert again["weft"]["cached"] == 5
+    assert again["data"] == fresh["data"]
+
+    found = service.weft_json("cache", "stats", "--json")
+    assert found["store"]["kind"] == "sqlite"
+    (name,) = found["models"]
+    assert found["models"][name] == found["store"]["entries"] >= 5
+    assert name == fresh["weft"]["text_model"]
+    assert found["service"]["hits"] >= 5
+    assert found["service"]["store"]["location"] == found["store"]["location"]
+
+    assert service.weft_json("cache", "invalidate", *texts[:2], "--json") == {"dropped": 2}
+    assert ok(http.post("/v1/embeddings", json={"input": texts}))["weft"]["cached"] == 3
+
+
+def test_a_cache_that_is_a_fallback_is_told_and_serves(tmp_path: Path) -> None:
+    """A Redis that is not there; nor has the data directory vectors yet: the service starts all the same."""
+    data_dir, secret = tmp_path / "data", "s3kret"
+    data_dir.mkdir()
+    make_small_store(data_dir)
+    url = {"WEFT_CACHE__URL": f"redis://:{secret}@127.0.0.1:{free_port()}"}
+    with running_service(data_dir, tmp_path, extra=url) as service:
+        ready = ok(service.get("/readyz"))
+        assert ready["ready"]
+        assert "using the SQLite file" in ready["parts"]["degraded"]["cache"]
+        assert "Connection refused" in ready["parts"]["degraded"]["cache"]
+        done = weft(data_dir, service.port, "cache", "stats", "--json", extra=url)
+        found = json.loads(done.stdout)
+        assert (found["store"]["kind"], found["service"]["store"]["kind"]) == ("sqlite", "sqlite")
+        assert found["store"]["entries"] >= 120  # the indexer's
+        assert "the service's cache" in done.stderr
+        assert secret not in done.stdout + done.stderr + service.logs() + json.dumps(ready)
+
+
 # ------------------------------------------------------------------------------------------------ idempotency
 
 
@@ -411,7 +514,8 @@ def test_commands_against_the_running_service(service: Service, small_store: Sma
 
     status = service.weft_json("status", "--json")
     assert status["graph_state"]["pid"] == service.writer_pid()
-    assert {f["kind"] for f in status["graph_state"]["followers"]} == {"graph_encoder", "retriever"}
+    followers = {f["kind"] for f in status["graph_state"]["followers"]}
+    assert followers == {"graph_encoder", "retriever", "text_embedder", "text_indexer"}
 
     found = {row["encoder"]: row["active"] for row in service.weft_json("encoder", "list", "--json")}
     assert found.keys() == {small_store.active, small_store.other}

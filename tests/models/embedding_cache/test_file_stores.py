@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from models.embedding_cache.cached_encoder import CachedEncoder
 from models.embedding_cache.datasets_store import DatasetsStore
 from models.embedding_cache.jsonl_store import JSONLStore
 from models.embedding_cache.parquet_store import ParquetStore
 from models.embedding_cache.segment_store import SegmentStore
 from models.embedding_cache.store import StoreUnavailable
+from models.text_encoder.hashing_encoder import HashingEncoder
 
 KEYS = [bytes([n % 256, n // 256]) * 16 for n in range(1_200)]
 VALUES = [key * 25 for key in KEYS]
@@ -192,6 +194,7 @@ def test_a_value_is_given_out_under_its_own_key_only(
 
 _WRITER = """
 import sys
+from models.embedding_cache.cached_encoder import CachedEncoder
 from models.embedding_cache.jsonl_store import JSONLStore
 with_ = bytes([int(sys.argv[2])])
 store = JSONLStore(sys.argv[1], buffer_rows=50, max_segments=4)
@@ -298,3 +301,17 @@ def test_a_changed_character_makes_a_line_of_json_damaged(tmp_path: Path) -> Non
     with closing(JSONLStore(tmp_path)) as store:
         assert store.get_many("model", KEYS[:3]) == [None, *VALUES[1:3]]
         assert store.damaged_segments == 1
+
+
+def test_a_cached_encoder_leaves_nothing_in_the_buffer(
+    opener: Callable[..., SegmentStore], tmp_path: Path
+) -> None:
+    texts = [f"text {n}" for n in range(50)]
+    with CachedEncoder(HashingEncoder(16), opener(tmp_path), memory_bytes=0) as cached:
+        cached.encode(texts[:20])
+        cached.flush()
+        with closing(opener(tmp_path)) as other:
+            assert sum(other.namespaces().values()) == 20
+        cached.encode(texts)
+    with closing(opener(tmp_path)) as other:
+        assert sum(other.namespaces().values()) == 50

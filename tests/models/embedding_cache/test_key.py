@@ -95,3 +95,14 @@ def test_surrogates_are_refused_by_place():
         keys.many(["fine", "ab\ud800"])
     with pytest.raises(InvalidInput, match="prompt"):
         keys.many(["fine"], "\udfff")
+
+
+@given(st.lists(TEXTS, max_size=9), st.lists(st.integers(-10, 10) | st.slices(9), max_size=4))
+def test_keys_on_demand_are_the_keys_in_whatever_order_asked_for(texts, wanted):
+    keys = EntryKeys(FINGERPRINT, {})
+    want, found = keys.many(texts), keys.on_demand(texts)
+    assert len(found) == len(want)
+    for place in wanted:
+        if isinstance(place, slice) or -len(want) <= place < len(want):
+            assert found[place] == want[place]
+    assert list(found) == want

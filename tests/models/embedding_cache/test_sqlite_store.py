@@ -219,3 +219,15 @@ def test_entries_are_seen_once_while_others_replace_them(path: Path) -> None:
         store.put_many("model", KEYS[:300], VALUES[:300], None)
         seen += entries
     assert sorted(entry.key for entry in seen) == sorted(KEYS)
+
+
+def test_expired_entries_go_as_others_come(path: Path) -> None:
+    now = [1000.0]
+    with closing(SQLiteStore(path, clock=lambda: now[0])) as store:
+        for round_ in range(20):
+            now[0] += 60.0
+            keys = [bytes([round_]) + key[1:] for key in KEYS[:200]]
+            store.put_many("model", keys, VALUES[:200], ttl_s=90.0)
+        with closing(sqlite3.connect(path)) as connection:
+            (rows,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+        assert rows == 400  # what was written in the last 90 seconds
