@@ -271,9 +271,7 @@ class CachedEncoder:
         self._fetcher.queue.close()
         if self._store is not None:
             self._store.close()
-        close = getattr(self._encoder, "close", None)
-        if close is not None:
-            close()
+        self._encoder.close()
 
     async def aclose(self) -> None:
         """`close` that waits without blocking the event loop."""

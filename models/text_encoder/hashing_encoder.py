@@ -71,6 +71,9 @@ class HashingEncoder:
         """Let calls succeed again."""
         self.failure = None
 
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> Float32:
         return self.encode_counted(texts, prompt).vectors
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -58,6 +59,14 @@ class Fingerprint:
         return f"{slug[:_MAX_SLUG_CHARS] or 'model'}-{self.digest[:12]}"
 
 
+    @property
+    def public_model(self) -> str:
+        """What to call the model before clients: its name, of a path only the last part."""
+        if Path(self.model).is_absolute() or self.model.startswith((".", "~")):
+            return Path(self.model).name
+        return self.model
+
+
 class Encoded(NamedTuple):
     """Vectors of some texts, in order."""
 
@@ -83,4 +92,8 @@ class TextEncoder(Protocol):
         self, texts: Sequence[str], prompt: str | None = None, *, truncate: bool = True
     ) -> Encoded:
         """The same with token counts. Without `truncate`, TextTooLong for a text beyond the window."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; calling the encoder afterwards is a mistake."""
         ...

@@ -104,6 +104,9 @@ class SentenceTransformerEncoder:
             dtype=chosen_dtype,
         )
 
+    def close(self) -> None:
+        """The model's memory goes with the last reference to it."""
+
     def encode(self, texts: Sequence[str], prompt: str | None = None) -> Float32:
         return self.encode_counted(texts, prompt).vectors
 

@@ -42,7 +42,7 @@ def check_window(tokens: Int32, max_tokens: int) -> None:
         raise TextTooLong(
             f"text {place} has {int(tokens[place])} tokens with prompt and special tokens, the model's window"
             f" is {max_tokens}; shorten the text or let it be truncated",
-            param="texts",
+            param=f"texts[{place}]",
         )
 
 

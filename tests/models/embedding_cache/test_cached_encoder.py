@@ -537,7 +537,7 @@ def test_whatever_happens_to_the_store_answers_are_right(seed):
         for key in chance.sample(keys, min(len(keys), 6)):
             kind = chance.randrange(4)
             if kind == 0:
-                held[key] = held[key][: chance.randrange(len(held[key]))]
+                held[key] = held[key][: chance.randrange(max(1, len(held[key])))]
             elif kind == 1:
                 changed = bytearray(held[key])
                 if changed:
