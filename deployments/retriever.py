@@ -67,7 +67,7 @@ class Retriever:
         self._settings = settings
         self._encoder = encoder
         self._view = GraphView()
-        self._tagged: dict[str, set[int]] = defaultdict(set)
+        self._tagged: defaultdict[str, set[int]] = defaultdict(set)
         self._searchable = SearchableItems(self._view)
         self._generations: Generations[RankedItems] = Generations(self._build)
         self._follower = Follower(
@@ -93,10 +93,8 @@ class Retriever:
         # Titles of a whole catalogue take seconds, during which a replica that resynchronises answers from
         # what it had. Until it is given to the replica, nobody else touches the view.
         searchable = await asyncio.to_thread(SearchableItems, view)
-        self._view, self._searchable = view, searchable
-        self._tagged.clear()
-        for item in view.items():
-            self._tag(item)
+        tagged = await asyncio.to_thread(_by_tag, view)
+        self._view, self._searchable, self._tagged = view, searchable, tagged
         await self._generations.restart(view)
 
     async def apply(self, changes: ChangeSet) -> None:
@@ -142,11 +140,7 @@ class Retriever:
                 for tag in before.tags:
                     self._tagged[tag.casefold()].discard(before.row)
             if not after.deleted:
-                self._tag(after)
-
-    def _tag(self, item: Item) -> None:
-        for tag in item.tags:
-            self._tagged[tag.casefold()].add(item.row)
+                _tag(self._tagged, after)
 
     # --------------------------------------------------------------------------------- following the vectors
 
@@ -416,6 +410,19 @@ class Retriever:
             for row, contribution in reasons
             if (item := self._view.item_at(row)) is not None
         )
+
+
+def _by_tag(view: GraphView) -> defaultdict[str, set[int]]:
+    """Rows of the live items that have a tag, by the tag without case."""
+    tagged: defaultdict[str, set[int]] = defaultdict(set)
+    for item in view.items():
+        _tag(tagged, item)
+    return tagged
+
+
+def _tag(tagged: defaultdict[str, set[int]], item: Item) -> None:
+    for tag in item.tags:
+        tagged[tag.casefold()].add(item.row)
 
 
 def _named(view: GraphView, found: SearchResult) -> tuple[Recommendation, ...]:

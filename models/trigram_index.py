@@ -21,8 +21,8 @@ WORD_EXPONENT = 0.5
 REST_WEIGHT = 0.2
 """What a title's trigrams that the query lacks take off, for as many of them as the query has trigrams."""
 
-MAX_QUERY_WORDS = 32
-"""More of a query is not read."""
+MAX_QUERY_WORDS, MAX_QUERY_CHARACTERS = 32, 200
+"""More of a query is not read: what is longer is no title, and every trigram costs time."""
 
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _NOT_ASCII_WORD = re.compile(r"[^0-9a-z]+")
@@ -103,9 +103,10 @@ class TrigramIndex:
     def scores(self, text: str) -> tuple[Int64, Float32]:
         """Rows [m] that share a trigram with `text`, in no particular order, with scores [m] in (0, 1].
 
+        Of `text`, the first MAX_QUERY_WORDS words within the first MAX_QUERY_CHARACTERS are read.
         O(texts held * words of the query), without Python per text.
         """
-        query = [_word_trigrams(word) for word in dict.fromkeys(words(text)[:MAX_QUERY_WORDS])]
+        query = [_word_trigrams(word) for word in dict.fromkeys(_query_words(text))]
         grams = sorted(set().union(*query))
         postings = {gram: posting for gram in grams if (posting := self._posting(gram)) is not None}
         if not postings:
@@ -189,6 +190,10 @@ _NO_GRAMS: Int32 = np.empty(0, np.int32)
 def trigrams(text: str) -> set[str]:
     """The trigrams of the words of `text`, each word with two spaces before it and one after."""
     return set().union(*map(_word_trigrams, words(text)))
+
+
+def _query_words(text: str) -> list[str]:
+    return words(text[:MAX_QUERY_CHARACTERS])[:MAX_QUERY_WORDS]
 
 
 def _word_trigrams(word: str) -> list[str]:

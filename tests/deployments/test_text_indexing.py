@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -19,14 +20,16 @@ from deployments.messages import CacheInvalidation, EmbedAnswer, EmbedQuery, Sea
 from deployments.retriever import Retriever
 from deployments.text_embedder import TextEmbedder
 from deployments.text_indexer import TextIndexer
-from deployments.text_models import ACTIVE, CANDIDATE, model_named
-from graph.errors import InvalidInput, NotYet, Unavailable, UnknownTextModel, WeftError
-from graph.node_text import item_text
-from graph.schema import DeleteItem, PutItem, PutMemory, PutUser
+from deployments.text_models import ACTIVE, CANDIDATE, model_named, put_model
+from graph.errors import InvalidInput, NotYet, Unavailable, UnknownItem, UnknownTextModel, WeftError
+from graph.node_text import item_text, text_digest
+from graph.schema import ChangeSet, DeleteItem, Item, PutItem, PutMemory, PutTextVector, PutUser
+from graph.text_vectors import packed
 from graph.view import GraphView
 from models.text_encoder.hashing_encoder import HashingEncoder
 from models.text_encoder.opening import TextModelSpec
 from models.text_encoder.protocol import Encoded
+from models.text_search import TitleSearch
 from tests.deployments.local_state import make_settings, until, write
 
 FILMS = {
@@ -178,7 +181,7 @@ async def test_a_failing_model_delays_vectors_and_says_how_many_wait(
     assert world.view().num_items == 3
     encoder.recover()
     await until(lambda: world.complete(encoder.fingerprint.name))
-    await until(lambda: not indexer._failures)
+    await until(lambda: not indexer._failures and not indexer._waiting[encoder.fingerprint.name])
     assert (await indexer.status())["waiting"] == 0
     warnings = [
         r for r in caplog.records if r.message.startswith("text vectors: words-") and "away" in r.message
@@ -522,6 +525,82 @@ async def test_words_alone_find_titles_while_there_is_no_model(world: World) -> 
     answer = _raised(answer)
     assert answer.results[0].item_id == "m1"
     assert (answer.text_model, answer.waiting) == (None, 3)
+
+
+async def test_vectors_that_cannot_be_compared_leave_words_alone(world: World) -> None:
+    embedder = await world.embedder()
+    await world.indexer(embedder)
+    retriever = await world.retriever()
+    name = (await embedder.model()).name
+    version = await world.put("m1", "m2", "m3")
+    await until(lambda: world.complete(name))
+    assert await retriever.wait_for(world.view().version, 5)
+    for vectors, model in ((np.ones((2, 64), np.float32), "gone"), (np.ones((2, 3), np.float32), name)):
+        late, answer = await retriever.search(
+            [SearchQuery("toy", min_version=version + 99), SearchQuery("teh matrx")], vectors, model
+        )
+        answer = _raised(answer)
+        assert isinstance(late, NotYet)
+        assert answer.results[0].item_id == "m1"
+        assert (answer.text_model, answer.waiting) == (None, 0)
+
+
+async def test_waiting_counts_for_the_model_that_was_asked_for(world: World) -> None:
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    name = (await embedder.model()).name
+    await world.put("m1", "m2", "m3")
+    await until(lambda: world.complete(name))
+    await indexer.stop()
+    digest = text_digest(item_text(world.view().item("m2")))
+    vector = PutTextVector("item", "m2", "next", digest, packed(np.ones(8, np.float32)))
+    await write(world.state, put_model(CANDIDATE, "next"), vector)
+    retriever = await world.retriever()
+    (answer,) = await retriever.search([SearchQuery("cowboy doll")], np.ones((1, 8), np.float32), "next")
+    assert (_raised(answer).text_model, _raised(answer).waiting) == ("next", 2)
+    assert (await found_by(retriever, embedder, "cowboy doll")).waiting == 0
+
+
+async def test_a_replica_that_loads_anew_answers_from_what_it_had(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retriever = await world.retriever()
+    assert await retriever.wait_for(await world.put("m1", "m2"), 5)
+    other = GraphView("another store")
+    # Another item in the same row.
+    other.apply(ChangeSet(0, 1, items=[Item(0, "z1", "Amelie", (), 2001, "", 1)]))
+    gate, upsert = threading.Event(), TitleSearch.upsert
+
+    def held(self: TitleSearch, *titles: Any) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        assert gate.wait(30)
+        upsert(self, *titles)
+
+    monkeypatch.setattr(TitleSearch, "upsert", held)
+    loading = asyncio.create_task(retriever.load(other))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    (answer,) = await retriever.search([SearchQuery("matrix")], None, None)
+    assert [found.item_id for found in _raised(answer).results] == ["m1"]
+    gate.set()
+    await loading
+    (answer,) = await retriever.search([SearchQuery("amelie")], None, None)
+    assert [found.item_id for found in _raised(answer).results] == ["z1"]
+
+
+async def test_similar_by_text_waits_for_the_vector(world: World) -> None:
+    embedder = await world.embedder()
+    indexer = await world.indexer(embedder)
+    retriever = await world.retriever()
+    await world.put("m1")
+    name = (await embedder.model()).name
+    await until(lambda: world.complete(name))
+    await indexer.stop()
+    assert await retriever.wait_for(await world.put("m2"), 5)
+    answer = await retriever.similar("m2", 2, (), (), "text", 0)
+    assert isinstance(answer, NotYet)
+    assert "the text of item 'm2' has no vector yet" in answer.message
+    assert isinstance(await retriever.similar("m9", 2, (), (), "text", 0), UnknownItem)
 
 
 async def test_similar_by_text(world: World) -> None:

@@ -12,14 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import models.text_search
-from graph.errors import UnknownItem
 from models.text_search import (
     FULL_LEXICAL,
     LEXICAL_WEIGHT,
     MIN_LEXICAL,
     MIN_LEXICAL_ALONE,
     SearchResult,
+    TextQuery,
     TextSearch,
+    TitleSearch,
 )
 from models.trigram_index import TrigramIndex
 
@@ -134,22 +135,24 @@ def test_search_and_similar_equal_brute_force(
             oracle.vectors.update(zip(rows, vectors, strict=True))
         elif kind == "remove":
             known = {row for row in rows if row in oracle.titles or row in oracle.vectors}
-            assert search.remove(np.array(rows, np.int64)) == len(known)
+            titles = search.titles.remove(np.array(rows, np.int64))
+            vectors = search.remove_vectors(np.array(rows, np.int64))
+            assert (titles, vectors) == (len(known & set(oracle.titles)), len(known & set(oracle.vectors)))
             for row in known:
                 oracle.titles.pop(row, None)
                 oracle.vectors.pop(row, None)
         else:
             gone = {row for row in rows if oracle.vectors.pop(row, None) is not None}
             assert search.remove_vectors(np.array(rows, np.int64)) == len(gone)
-        assert (len(search), search.num_texts) == (len(oracle.vectors), len(oracle.titles))
+        assert (len(search), len(search.titles)) == (len(oracle.vectors), len(oracle.titles))
     query = 3 * rng.standard_normal(DIM).astype(np.float32) if with_vector else None
     result = search.search(text, query, n, array(allowed), array(exclude))
     check(result, oracle.scores(text, query), n, allowed, exclude)
     for row in list(oracle.vectors)[:1]:
         like = {other: oracle.cosine(other, oracle.vectors[row]) for other in oracle.vectors}
-        check(
-            search.similar(row, n, array(allowed), array(exclude)), like, n, allowed, [*(exclude or []), row]
-        )
+        similar = search.similar(row, n, array(allowed), array(exclude))
+        assert similar is not None
+        check(similar, like, n, allowed, [*(exclude or []), row])
 
 
 def catalogue(count: int, exhaustive_items: int) -> tuple[TextSearch, np.ndarray]:
@@ -201,11 +204,51 @@ def test_vectors_of_extreme_length_are_normalised(length: float) -> None:
     assert search.search("", np.array([length, 0], np.float32), 1).scores[0] == pytest.approx(1)
 
 
-def test_similar_names_the_item_without_vector() -> None:
+def test_nothing_is_similar_to_an_item_without_vector() -> None:
     search = TextSearch(DIM)
     search.upsert_texts(np.array([3]), ["Alien"])
-    with pytest.raises(UnknownItem, match="no text vector yet"):
-        search.similar(3, 10)
+    search.upsert_vectors(np.array([4]), np.ones((1, DIM), np.float32))
+    assert search.similar(3, 10) is None
+
+
+@pytest.mark.parametrize("exhaustive", [0, 30, 100_000])
+def test_a_batch_answers_as_its_queries_one_by_one(exhaustive: int) -> None:
+    rng = np.random.default_rng(0)
+    search, _ = catalogue(100, exhaustive)
+    queries = [
+        TextQuery(
+            f"title {rng.integers(110):05}",
+            int(rng.integers(1, 20)),
+            rng.integers(120, size=int(rng.integers(1, 60))) if k % 3 == 0 else None,
+            rng.integers(120, size=5) if k % 2 else None,
+            rng.standard_normal(DIM).astype(np.float32) if k % 5 else None,
+        )
+        for k in range(40)
+    ]
+    batch = search.search_batch(queries)
+    assert len(batch) == len(queries)
+    for query, found in zip(queries, batch, strict=True):
+        alone = search.search(query.text, query.vector, query.n, query.allowed, query.exclude)
+        assert found.rows.tolist() == alone.rows.tolist()
+        np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
+        if query.vector is None:
+            assert found.rows.tolist() == search.titles.search(query).rows.tolist()
+    assert search.search_batch([]) == []
+
+
+def test_models_share_their_titles() -> None:
+    titles = TitleSearch()
+    one, other = TextSearch(2, titles=titles), TextSearch(3, titles=titles)
+    titles.upsert(np.array([1, 2]), ["Alien", "Heat"])
+    one.upsert_vectors(np.array([2]), np.array([[1, 0]], np.float32))
+    for search in (one, other):
+        query = np.array([0, 1, 0], np.float32)[: search.dim]
+        assert search.search("alien", query, 1).rows.tolist() == [1]
+    one.upsert_texts(np.array([1]), ["Aliens and others"])
+    titles.remove(np.array([2]))
+    assert other.search("others", None, 5).rows.tolist() == [1]
+    assert len(other.search("heat", None, 5)) == 0
+    assert one.search("heat", np.array([1, 0], np.float32), 5).rows.tolist() == [2]  # by its vector
 
 
 def test_input_that_does_not_fit_is_refused_with_nothing_changed() -> None:
@@ -226,14 +269,16 @@ def test_input_that_does_not_fit_is_refused_with_nothing_changed() -> None:
         search.search("x", None, 0)
     with pytest.raises(ValueError, match="n is 0"):
         search.similar(1, 0)
-    assert (len(search), search.num_texts) == (0, 0)
+    with pytest.raises(ValueError, match="n is -1"):
+        TextQuery("x", -1)
+    assert (len(search), len(search.titles)) == (0, 0)
 
 
 def test_answers_never_mix_two_states() -> None:
     """A writer moves all items between two states; every answer must be of one of them."""
     search, rows = TextSearch(2), np.arange(50)
     # Long titles: many postings to be caught between.
-    one, other = (" ".join(f"{word}{k}" for k in range(30)) for word in ("alien", "heat"))
+    one, other = (" ".join(f"{word}{k}" for k in range(20)) for word in ("alien", "heat"))
     states = [
         ([one] * 50, np.tile(np.array([1, 0], np.float32), (50, 1))),
         ([other] * 50, np.tile(np.array([0, 1], np.float32), (50, 1))),
@@ -247,6 +292,7 @@ def test_answers_never_mix_two_states() -> None:
             by_title = search.search(one, None, 50)
             by_vector = search.similar(0, 49)
             titles = by_title.scores.tolist()
+            assert by_vector is not None
             if titles not in ([], [1.0] * 50) or set(by_vector.scores.tolist()) != {1.0}:
                 wrong.append((by_title, by_vector))
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from models.trigram_index import REST_WEIGHT, WORD_EXPONENT, TrigramIndex, trigrams, words
+from models.trigram_index import (
+    MAX_QUERY_CHARACTERS,
+    MAX_QUERY_WORDS,
+    REST_WEIGHT,
+    WORD_EXPONENT,
+    TrigramIndex,
+    trigrams,
+    words,
+)
 
 TITLES = [
     "Matrix, The (1999)",
@@ -158,6 +166,14 @@ def test_nothing_shared_is_nothing_found() -> None:
     assert found(index, "xyz") == {} == found(index, "") == found(TrigramIndex(), "alien")
     index.remove(np.array([0]))
     assert found(index, "alien") == {}
+
+
+def test_what_a_query_has_too_much_is_not_read() -> None:
+    index = filled(["alien", "heat"])
+    assert found(index, "alien" + " " * MAX_QUERY_CHARACTERS + "heat") == found(index, "alien")
+    assert found(index, "x " * MAX_QUERY_WORDS + "heat") == {}
+    long = "".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), 20_000))
+    assert found(filled([long]), long) == found(filled([long]), long[:MAX_QUERY_CHARACTERS])
 
 
 def test_lengths_must_agree() -> None:
