@@ -94,8 +94,9 @@ class OfflineService:
     def scores(self, asked: Int64, *, second_stage: bool = True) -> Float32:
         """What orders the recommendations of users, float32 [len(asked), len(items)].
 
-        -inf outside the catalogue and for what a user has rated. `second_stage` adds the item-item term. Of
-        users who like nothing known, every item scores its degree.
+        -inf outside the catalogue and for what a user has rated. `second_stage` adds the item-item term, or
+        what is expected of it to items outside the matrix. Of users who like nothing known, every item
+        scores its degree.
         """
         state, rows, similarity = self._state, self._rows, self._trained.similarity
         scores = np.full((len(asked), state.num_item_rows), -np.inf, np.float32)
@@ -116,6 +117,12 @@ class OfflineService:
             )
             term = similarity.product(matrix)[:, self._positions[known]]
             scores[:, known] += self._trained.settings.similarity_weight * term
+            expected = self._trained.settings.expected_addend()
+            outside = rows[self._positions[rows] < 0]
+            # Those who like nothing known keep the degrees: their count is 0.
+            if expected is not None and len(outside):
+                counts = np.diff(indptr).astype(np.float32)[:, None]
+                scores[:, outside] += counts * expected(scores[:, outside])
         for place, (seen, _) in enumerate(rated):
             scores[place, seen] = -np.inf
         return scores

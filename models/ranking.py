@@ -8,6 +8,10 @@ For a user with vector v who has seen items j with weights a_j (0: seen, not lik
 y is an item's target vector, z its source vector, B the item-item matrix, w its weight. With
 v = sum of a_j z_j / d + (part of the user's attributes), the contributions, the bias and the attributes'
 part add up to the score.
+
+Items outside the matrix, made since training or without ratings then, get in place of the last sum what
+is expected of it given their encoder score (`expected_addend.py`). No liked item speaks for that amount, so
+it is in no contribution: their reasons are the encoder's alone.
 """
 
 from __future__ import annotations
@@ -109,6 +113,7 @@ class Ranker:
         self._exhaustive_items = exhaustive_items
         self._similarity = similarity if settings.similarity_weight > 0 else None
         self._weight = np.float32(settings.similarity_weight)
+        self._expected = settings.expected_addend()
         self._items = ItemTable(dim, None if similarity is None else similarity.size, index)
         self._lock = ReadWriteLock()
 
@@ -288,15 +293,23 @@ class Ranker:
         return RankResult(rows, scores, [()] * len(rows))
 
     def _add_similarity(self, prepared: _Prepared, targets: Int64, scores: Float32) -> None:
-        """Add w * sum of B over the liked items to scores [m] of positions [m], in place."""
+        """Add w * sum of B over the liked items, or what is expected of it, to scores [m] of positions [m].
+
+        In place; what comes in are the encoder's scores.
+        """
         seen = prepared.positions[prepared.positions >= 0]
         if self._similarity is None or len(seen) == 0 or len(targets) == 0:
             return
-        if targets.min() >= 0:
+        outside = np.flatnonzero(targets < 0)  # these are in no pair
+        if len(outside) == 0:
             scores += self._weight * self._similarity.scores(seen, targets)
-        else:
-            known = targets >= 0  # items made after training are in no pair
-            scores[known] += self._weight * self._similarity.scores(seen, targets[known])
+            return
+        # Sums for position 0 in their places are cheaper than gathering and scattering all others.
+        sums = self._weight * self._similarity.scores(seen, np.maximum(targets, 0))
+        sums[outside] = 0
+        if self._expected is not None:
+            sums[outside] = np.float32(len(seen)) * self._expected(scores[outside])
+        scores += sums
 
     # ---------------------------------------------------------------------------------------------- reasons
 

@@ -81,7 +81,8 @@ def save_checkpoint(
         "degree_exponent": float(parameters.degree_exponent),
         "edge_weights": dataclasses.asdict(parameters.edge_weights),
         "features": dict(parameters.features),
-        "ranking": dataclasses.asdict(ranking),
+        # Without empty tables: an encoder that has none keeps the digest it had before there were any.
+        "ranking": {name: value for name, value in dataclasses.asdict(ranking).items() if value != ()},
         "has_similarity": similarity is not None,
         "metadata": dict(metadata or {}),
         "item_ids": list(parameters.item_ids),

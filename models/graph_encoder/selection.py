@@ -18,7 +18,7 @@ from models.ranking_metrics import hits_of, ranking_metrics, top_items
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
-CUTOFF = 10
+CUTOFF, LONG_CUTOFF = 10, 50
 MAX_SCORES = 40_000_000
 """Scores held at once (160 MB): of more users than fit, a random sample is measured."""
 
@@ -66,17 +66,20 @@ class Validation:
             users = np.sort(np.random.default_rng(0).choice(users, limit, replace=False))
         self.users: Int64 = users
         """The users measured, ascending."""
+        self.rated = _matrix(train)[users]
+        """Of the training part, scipy.sparse [len(users), n]."""
         self._parts = [_matrix(part)[users] for part in cut.parts]
         # A part never counts what another part holds against a recommendation.
         self._banned = []
         for place in range(len(self._parts)):
             others = [part for other, part in enumerate(self._parts) if other != place]
-            self._banned.append(sum(others, _matrix(train)[users]).tocsr())
+            self._banned.append(sum(others, self.rated).tocsr())
         # Items that this training part has never seen are not what the encoder is measured by.
         self._unseen = np.flatnonzero(np.bincount(train.items, minlength=train.num_items) == 0)
         liked = weights(train.values) > 0
         self.liked_users, self.liked_items = train.users[liked], train.items[liked]
-        self._liked = _matrix(train.select(liked))[users]
+        self.liked = _matrix(train.select(liked))[users]
+        """The edges of the item-item term, scipy.sparse [len(users), n]."""
         self.strength, self._similarity_scores = self._choose_strength(strengths)
 
     def measure(self, scores: Float32, similarity: ItemSimilarity | None = None) -> Outcome:
@@ -86,7 +89,7 @@ class Validation:
             scores: float32 [len(users), n], of the encoder.
             similarity: takes the place of the uncut matrix.
         """
-        term = self._similarity_scores if similarity is None else similarity.product(self._liked)
+        term = self._similarity_scores if similarity is None else similarity.product(self.liked)
         alone = self.ndcg(term)
         curve = np.array([self.ndcg(scores + np.float32(w) * term) for w in self._similarity_weights])
         means = curve.mean(1)
@@ -112,7 +115,7 @@ class Validation:
                 term = ease_scores(liked, strength)[self.users]
             else:
                 similarity = fit_ease(self.liked_users, self.liked_items, train.num_items, strength)
-                term = similarity.product(self._liked)
+                term = similarity.product(self.liked)
             figure = float(self.ndcg(term).mean())
             if figure > best:
                 best, chosen = figure, (strength, term)
@@ -121,16 +124,35 @@ class Validation:
     def ndcg(self, scores: Float32) -> npt.NDArray[np.float64]:
         """nDCG@10 of each part of the cut, by scores float32 [len(users), n]."""
         figures = []
-        for part, banned in zip(self._parts, self._banned, strict=True):
-            relevant = np.diff(part.indptr)
-            asked = np.flatnonzero(relevant)
-            masked = scores[asked]
-            rows, columns = banned[asked].nonzero()
-            masked[rows, columns] = -np.inf
-            masked[:, self._unseen] = -np.inf
-            hits = hits_of(top_items(masked, CUTOFF), part[asked])
-            figures.append(ranking_metrics(hits, relevant[asked].astype(np.int64), CUTOFF).ndcg)
+        for place, part in enumerate(self._parts):
+            hits, counts = self._hits(scores, place, part, CUTOFF)
+            figures.append(ranking_metrics(hits, counts, CUTOFF).ndcg)
         return np.array(figures)
+
+    def recall(self, scores: Float32, items: npt.NDArray[np.bool_]) -> float:
+        """Recall@50 of what the cut holds of some items, bool [n], among all; mean over its parts.
+
+        0 where it holds nothing of them.
+        """
+        figures = []
+        for place, whole in enumerate(self._parts):
+            part = sp.csr_matrix(whole.multiply(items))
+            part.eliminate_zeros()
+            hits, counts = self._hits(scores, place, part, LONG_CUTOFF)
+            figures.append(ranking_metrics(hits, counts, LONG_CUTOFF).recall if len(counts) else 0.0)
+        return float(np.mean(figures))
+
+    def _hits(
+        self, scores: Float32, place: int, relevant: Any, k: int
+    ) -> tuple[npt.NDArray[np.bool_], Int64]:
+        """Hits of those for whom anything is relevant, and how much is, in the part at `place`."""
+        counts = np.diff(relevant.indptr)
+        asked = np.flatnonzero(counts)
+        masked = scores[asked]
+        rows, columns = self._banned[place][asked].nonzero()
+        masked[rows, columns] = -np.inf
+        masked[:, self._unseen] = -np.inf
+        return hits_of(top_items(masked, k), relevant[asked]), counts[asked].astype(np.int64)
 
 
 def _matrix(ratings: Interactions) -> Any:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from graph.errors import InvalidInput
 from graph.schema import Item, User
 from graph.view import GraphView
 from models.ease import DEFAULT_CUT, fit_ease
 from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
-from models.graph_encoder.fitting import FitConfig, FitData, fit_network
+from models.graph_encoder.fitting import FitConfig
 from models.graph_encoder.item_tables import text_vectors_of
-from models.graph_encoder.network import EdgeList, LinearEncoderNetwork
+from models.graph_encoder.network import LinearEncoderNetwork
+from models.graph_encoder.network_fitter import NetworkFitter
+from models.graph_encoder.network_fitter import Progress as Progress
+from models.graph_encoder.outside_items import choose_outside
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
-from models.graph_encoder.selection import Validation
+from models.graph_encoder.selection import Outcome, Validation
 from models.graph_encoder.training_features import TrainingFeatures
 from models.interactions import Interactions, sample_users, validation_cut
 from models.item_similarity import MAX_DENSE_ITEMS, ItemSimilarity
@@ -38,15 +41,6 @@ LIKED = EdgeWeights((0.5, 2.5, 3.5, 4.5), (0.0, 0.5, 1.0, 1.25))
 
 _LEAST_LIKED = 0.2
 _LEAST_WITH_TEXT = 0.5
-
-
-class Progress(NamedTuple):
-    """How far training is. `done` of `total` units of about equal length."""
-
-    stage: str
-    done: int
-    total: int
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +68,9 @@ class TrainingConfig:
     """Cuts of the item-item matrix, ascending; None keeps all entries, in catalogues up to 10,000 items."""
     similarity_weights: tuple[float, ...] = (0, 1, 2, 3.5, 5, 7, 10, 14, 20, 28, 40, 56, 80)
     tolerance: float = 0.002
-    """Share of the validation figure worth giving up for a smaller matrix."""
+    """Share of the validation figure worth giving up: for a smaller matrix, or to show unrated items."""
+    outside_factors: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Shares of what the item-item term is expected to be, for items outside its matrix; besides none."""
     max_search_ratings: int = 200_000
     """The search for strength, rank and edge weights takes a sample of users with about so many ratings."""
     text_columns: int = 64
@@ -204,8 +200,7 @@ class _Training:
             config.text_columns,
         )
         self.trials: list[dict[str, object]] = []
-        self._report = progress or (lambda _: None)
-        self._done, self._total = 0, 1
+        self.fitter = NetworkFitter(self.features, config.device, progress or (lambda _: None))
         self._started = time.monotonic()
 
     def run(self) -> TrainedEncoder:
@@ -218,8 +213,8 @@ class _Training:
         if searched:
             fit, weights = self._search(fit, weights)
             fit, strength, cut, settings, chosen = self._settle(fit, weights)
-        self._say("final", "fitting on all ratings")
-        network = self._fit("final", self.ratings, fit, weights)
+        self.fitter.say("final", "fitting on all ratings")
+        network = self.fitter.fit("final", self.ratings, fit, weights)
         liked = weights(self.ratings.values) > 0
         similarity = fit_ease(
             self.ratings.users[liked],
@@ -228,8 +223,7 @@ class _Training:
             strength,
             entries_per_column=cut,
         )
-        self._done = self._total
-        self._say("done", "")
+        self.fitter.finish()
         return TrainedEncoder(
             self.features.to_parameters(network, self.item_ids, weights),
             similarity,
@@ -263,8 +257,10 @@ class _Training:
             "all positive" if weights == ALL_POSITIVE else "weighted"
         )
         shorter = replace(fit, steps=self.config.search_steps, stop_after=None)
-        network = self._fit(f"trying {name}", validation.cut.train, shorter, weights)
-        figure = validation.measure(self._scorer(network, validation, weights)).figure
+        network = self.fitter.fit(f"trying {name}", validation.cut.train, shorter, weights)
+        figure = validation.measure(
+            self.fitter.scores(network, validation.cut.train, weights, validation.users)
+        ).figure
         self.trials.append(
             {"l2": fit.l2, "dim": fit.dim, "edge_weights": _plain(weights), "validation_ndcg": figure}
         )
@@ -276,17 +272,17 @@ class _Training:
         """Steps, strength and cut of the item-item matrix and its weight, on a cut of all ratings."""
         cut = validation_cut(self.ratings, self.config.seed + 1)
         validation = Validation(cut, weights, self.config.similarity_l2, self.config.similarity_weights)
-        found: dict[int, Any] = {}
+        found: dict[int, tuple[Outcome, Float32, dict[str, Any]]] = {}
         stops = self._stops(fit)
 
         def measure(step: int, network: LinearEncoderNetwork) -> None:
             if step in stops:
-                scorer = self._scorer(network, validation, weights)
-                found[step] = (validation.measure(scorer), scorer)
+                scores = self.fitter.scores(network, validation.cut.train, weights, validation.users)
+                found[step] = (validation.measure(scores), scores, deepcopy(network.state_dict()))
 
-        self._fit("choosing the item-item term", cut.train, fit, weights, measure)
+        network = self.fitter.fit("choosing the item-item term", cut.train, fit, weights, measure)
         stop = max(found, key=lambda step: found[step][0].figure)
-        outcome, scorer = found[stop]
+        outcome, scores, state = found[stop]
         whole = fit_ease(
             validation.liked_users,
             validation.liked_items,
@@ -297,13 +293,24 @@ class _Training:
         cuts: list[tuple[int | None, Any]] = []
         for entries in self._cuts():
             similarity = whole if entries == self._default_cut() else whole.strongest(entries or 0)
-            cuts.append((entries, validation.measure(scorer, similarity)))
-            self._say("choosing the item-item term", f"{entries or 'all'} entries per item")
+            cuts.append((entries, validation.measure(scores, similarity)))
+            self.fitter.say("choosing the item-item term", f"{entries or 'all'} entries per item")
         greatest = max(measured.figure for _, measured in cuts)
         entries, settled = next(
             (entries, measured)
             for entries, measured in cuts
             if measured.figure >= greatest * (1 - self.config.tolerance)
+        )
+        network.load_state_dict(state)
+        self.fitter.say("choosing the item-item term", "items outside the matrix")
+        outside = choose_outside(
+            validation,
+            whole if entries == self._default_cut() else whole.strongest(entries or 0),
+            settled.weight,
+            lambda unknown: self.fitter.scores(network, cut.train, weights, validation.users, unknown),
+            self.config.outside_factors,
+            self.config.tolerance,
+            self.config.seed,
         )
         chosen = {
             "validation_ndcg": settled.figure,
@@ -311,8 +318,15 @@ class _Training:
             "encoder_alone": settled.encoder_alone,
             "item_item_alone": settled.similarity_alone,
             "cuts": {str(entries): measured.figure for entries, measured in cuts},
+            "outside": {
+                "factor": outside.factor,
+                "ndcg": {str(factor): figure for factor, figure in outside.ndcg.items()},
+                "recall": {str(factor): figure for factor, figure in outside.recall.items()},
+            },
         }
-        settings = RankingSettings(settled.weight)
+        settings = RankingSettings(
+            settled.weight, outside_scores=outside.scores, outside_addends=outside.addends
+        )
         return replace(fit, stop_after=stop), outcome.strength, entries, settings, chosen
 
     def _better(self, incumbent: _Trial, other: _Trial) -> _Trial:
@@ -341,48 +355,6 @@ class _Training:
         smaller = {e for e in self.config.entries_per_column if e is not None and e < (most or size)}
         return [*sorted(smaller), most]
 
-    # -------------------------------------------------------------------------------------------- fitting
-
-    def _fit(
-        self,
-        stage: str,
-        ratings: Interactions,
-        fit: FitConfig,
-        weights: EdgeWeights,
-        measure: Callable[[int, LinearEncoderNetwork], None] | None = None,
-    ) -> LinearEncoderNetwork:
-        def after_step(step: int, network: LinearEncoderNetwork) -> None:
-            if measure is not None:
-                measure(step, network)
-            self._done += 1
-            if step % 10 == 0 or step == fit.steps_taken:
-                self._say(stage, f"step {step} of {fit.steps_taken}")
-
-        return fit_network(self._data(ratings, weights), fit, after_step)
-
-    def _data(self, ratings: Interactions, weights: EdgeWeights) -> FitData:
-        device = self.config.device
-        edges = EdgeList(
-            ratings.users,
-            ratings.items,
-            weights(ratings.values),
-            ratings.num_users,
-            ratings.num_items,
-            device,
-        )
-        return FitData(edges, *self.features.rows(device))
-
-    def _scorer(
-        self, network: LinearEncoderNetwork, validation: Validation, weights: EdgeWeights
-    ) -> npt.NDArray[np.float32]:
-        """Encoder scores of the validated users from all messages of the validation's training part."""
-        data = self._data(validation.cut.train, weights)
-        with torch.no_grad():
-            users, items, bias = network(data.edges.matrices(), data.item_features, data.user_features)
-            chosen = users[torch.from_numpy(validation.users).to(users.device)]
-            scores: npt.NDArray[np.float32] = torch.addmm(bias, chosen, items.T).cpu().numpy()
-        return scores
-
     def _stops(self, fit: FitConfig) -> set[int]:
         return {max(1, round(share * fit.steps_taken)) for share in self.config.stops}
 
@@ -391,10 +363,7 @@ class _Training:
     def _plan(self, searched: bool) -> None:
         trials = 1 + len(self.config.l2) + len(self.config.dims) + len(self.config.edge_weights) - 1
         final = self.config.fit.steps_taken
-        self._total = trials * self.config.search_steps + 2 * final if searched else final
-
-    def _say(self, stage: str, message: str) -> None:
-        self._report(Progress(stage, min(self._done, self._total), self._total, message))
+        self.fitter.total = trials * self.config.search_steps + 2 * final if searched else final
 
     def _metadata(
         self,

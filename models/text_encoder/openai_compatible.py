@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import math
 import random
 import threading
@@ -17,7 +18,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from graph.errors import InvalidInput, Unavailable
+from graph.errors import InvalidInput, Unavailable, WeftError
 from models.text_encoder.protocol import Encoded, Fingerprint, Float32, Int32
 from models.text_encoder.texts import checked_prompt, checked_texts
 
@@ -25,14 +26,16 @@ _MAX_BATCH = 256  # the API takes 2,048 inputs, servers of one's own often fewer
 _ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 8.0
-_MESSAGE_CHARS = 300
+_MESSAGE_CHARS = 200
+_PASSING = (408, 424, 425, 429)  # 424: the backend of text-embeddings-inference failed
+_ABOUT_TEXTS = (400, 413, 422)
 
 
 class OpenAICompatibleEncoder:
     """A remote model. Vectors are what the server sends, as float32.
 
-    Nobody here knows the server's weights or window: the fingerprint names model, prompt and
-    dimensions alone, the latter learnt by one request at construction.
+    Nobody here knows the server's weights or window: the fingerprint names server, model, prompt and
+    dimensions, the latter learnt by one request at construction.
 
     Args:
         url: base of the API, such as "http://127.0.0.1:8080/v1".
@@ -40,12 +43,13 @@ class OpenAICompatibleEncoder:
         api_key: sent as a bearer token; in no message and no log.
         dimensions: asked of the server, which must be able to shorten; None takes the model's own.
         max_batch: texts per request.
-        timeout_s: per attempt. There are four attempts for what may pass: 429, 5xx, no connection, too slow.
+        timeout_s: per attempt. There are four attempts for what may pass: 408, 424, 425, 429, 5xx, no
+            connection, too slow.
         prompt: stands before texts whose caller gives none.
 
     Raises:
-        InvalidInput: no model, a url that is none, or the server refuses (4xx).
-        Unavailable: the server does not answer, or with something that is no answer.
+        InvalidInput: no model, a url that is none, or the server refuses the texts (400, 413, 422).
+        Unavailable: the server does not answer, or not us (401, 403, 404), or with no vectors.
     """
 
     def __init__(
@@ -61,12 +65,11 @@ class OpenAICompatibleEncoder:
     ) -> None:
         if not model.strip():
             raise InvalidInput("the text model has no name; give the name the server knows", param="model")
-        if httpx.URL(url).scheme not in ("http", "https") or not httpx.URL(url).host:
-            raise InvalidInput("url must start with http:// or https:// and name a host", param="url")
+        base = checked_url(url)
         if max_batch < 1:
             raise InvalidInput(f"max_batch is {max_batch}; must be at least 1", param="max_batch")
         own_prompt = checked_prompt(prompt, "")
-        self._endpoint = f"{url.rstrip('/')}/embeddings"
+        self._endpoint = f"{base}/embeddings"
         self._model = model
         self._asked_dimensions = dimensions
         self._max_batch = max_batch
@@ -82,7 +85,8 @@ class OpenAICompatibleEncoder:
             raise
         self.fingerprint = Fingerprint(
             model=model,
-            weights="",
+            # Whose model it is, in place of its files: two servers may know two models by one name.
+            weights="url:" + hashlib.sha256(base.encode()).hexdigest(),
             pooling="remote",
             normalized=bool(abs(float(np.linalg.norm(vectors[0])) - 1) < 1e-3),
             prompt=own_prompt,
@@ -148,7 +152,7 @@ class OpenAICompatibleEncoder:
             except httpx.TransportError as error:
                 reason, retry_after_s = f"no connection ({type(error).__name__})", 0.0
                 continue
-            if response.status_code == 429 or response.status_code >= 500:
+            if response.status_code in _PASSING or response.status_code >= 500:
                 reason = f"status {response.status_code}"
                 retry_after_s = _retry_after_s(response)
                 continue
@@ -157,13 +161,19 @@ class OpenAICompatibleEncoder:
             return self._vectors(response, len(texts), dimensions, first)
         raise Unavailable(f"{self._endpoint} failed {_ATTEMPTS} times, last with {reason}; try again later")
 
-    def _refusal(self, response: httpx.Response) -> InvalidInput:
+    def _refusal(self, response: httpx.Response) -> WeftError:
+        """Only what the server says of the texts is the caller's doing; the message may reach clients."""
         message = _server_message(response)
         if self._api_key:
             message = message.replace(self._api_key, "[key]")
-        return InvalidInput(
-            f"{self._endpoint} refused with status {response.status_code}: {message}; check the model's name,"
-            " the key and the texts",
+        if response.status_code in _ABOUT_TEXTS:
+            return InvalidInput(
+                f"the endpoint of {self._model} refuses with status {response.status_code}: {message}",
+                param="texts",
+            )
+        return Unavailable(
+            f"{self._endpoint} refused with status {response.status_code}: {message}; check the model's name"
+            " and the key"
         )
 
     def _vectors(
@@ -189,6 +199,24 @@ class OpenAICompatibleEncoder:
 
     def _nonsense(self, what: str) -> Unavailable:
         return Unavailable(f"{self._endpoint} answered with {what}; check that the url is an embeddings API")
+
+
+def checked_url(url: str) -> str:
+    """Scheme, host, port and path of an endpoint, the first two in lower case, without a slash at the end.
+
+    Raises InvalidInput for anything else, credentials included: they would end up in logs and in the store.
+    """
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, ValueError) as error:
+        raise InvalidInput(f"url cannot be read: {error}", param="url") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise InvalidInput("url must start with http:// or https:// and name a host", param="url")
+    if parsed.userinfo:
+        raise InvalidInput("url holds a user or password; give the key apart, as api_key", param="url")
+    if parsed.query or parsed.fragment:
+        raise InvalidInput("url ends with its path; leave out what follows ? or #", param="url")
+    return str(parsed).rstrip("/")
 
 
 def _vector(embedding: Any) -> Float32:

@@ -57,6 +57,10 @@ class TextModelSpec:
             raise InvalidInput(
                 'backend "openai" needs a url, such as http://127.0.0.1:8080/v1; set it', param="url"
             )
+        if self.url:
+            from models.text_encoder.openai_compatible import checked_url
+
+            checked_url(self.url)
         if self.backend != "openai" and self.url:
             raise InvalidInput(
                 f'url is set, but backend "{self.backend}" asks no endpoint; set backend to "openai"'

@@ -58,7 +58,6 @@ class Fingerprint:
         slug = _NOT_IN_NAMES.sub("-", self.model.rstrip("/").rpartition("/")[2].lower()).strip("-.")
         return f"{slug[:_MAX_SLUG_CHARS] or 'model'}-{self.digest[:12]}"
 
-
     @property
     def public_model(self) -> str:
         """What to call the model before clients: its name, of a path only the last part."""

@@ -30,6 +30,9 @@ _BATCH_TOKENS_ACCELERATOR = 32_768
 # Tokenizers without a limit of their own carry a number like 1e30.
 _NO_WINDOW = 10_000_000
 _Tokens = dict[str, list[list[int]]]
+# transformers sets torch's default dtype, which is the whole process', while it loads: two models at once
+# would leave each with some of the other's.
+_LOADING = threading.Lock()
 
 
 class SentenceTransformerEncoder:
@@ -72,7 +75,8 @@ class SentenceTransformerEncoder:
             torch.set_num_threads(num_threads)
         chosen_device = _device(device)
         chosen_dtype = _dtype(dtype, chosen_device)
-        loaded = _load(name, folder, chosen_device, getattr(torch, chosen_dtype))
+        with _LOADING:
+            loaded = _load(name, folder, chosen_device, getattr(torch, chosen_dtype))
         self._device = chosen_device
         self._transformer: Any = _text_transformer(name, loaded)
         self._after: list[Any] = [module.float() for module in list(loaded)[1:]]
@@ -222,6 +226,7 @@ def _batches(lengths: Any, batch_tokens: int) -> Iterator[Any]:
 
 
 def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
+    from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
@@ -237,7 +242,7 @@ def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> 
             trust_remote_code=False,
             model_kwargs={"dtype": dtype, "use_safetensors": True},
         )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InvalidInput(
             f"{name} in {folder} cannot be loaded as a sentence-transformers model: {first_line}; give a"
@@ -278,8 +283,11 @@ def _device(device: str) -> torch.device:
         raise InvalidInput(
             f'device is "{device}"; allowed are auto, cpu, cuda, cuda:1', param="device"
         ) from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(f'device is "{device}", but torch finds no CUDA here; use cpu', param="device")
+    if chosen.type not in ("cpu", "cuda"):
+        raise InvalidInput(f'device is "{device}"; allowed are auto, cpu, cuda, cuda:1', param="device")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InvalidInput(f'device is "{device}"; torch finds {found} CUDA devices here', param="device")
     return chosen
 
 

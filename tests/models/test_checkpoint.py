@@ -116,6 +116,25 @@ def test_the_second_stage_is_optional(tmp_path: Path) -> None:
     assert load_checkpoint(path).similarity is None
 
 
+def test_an_encoder_from_before_there_were_amounts_outside_keeps_its_digest(tmp_path: Path) -> None:
+    path = save_one(tmp_path)
+    manifest = json.loads((path / "encoder.json").read_bytes())
+    assert manifest["ranking"] == {
+        "similarity_weight": 2.5,
+        "num_candidates": 500,
+        "num_recent": 5,
+        "neighbours_per_recent": 50,
+    }
+    assert load_checkpoint(path).ranking.expected_addend() is None
+
+
+def test_amounts_outside_come_back(tmp_path: Path) -> None:
+    ranking = RankingSettings(2.5, outside_scores=(-0.1, 1 / 3), outside_addends=(0.0, 0.7))
+    path = save_checkpoint(tmp_path, make_parameters(), make_similarity(), ranking)
+    assert load_checkpoint(path).ranking == ranking
+    assert path != save_one(tmp_path)
+
+
 def test_equal_content_has_one_directory_and_other_content_another(tmp_path: Path) -> None:
     first = save_one(tmp_path, seed=1)
     assert save_one(tmp_path, seed=1) == first
@@ -266,6 +285,19 @@ def with_nan(array: np.ndarray) -> np.ndarray:
         (change_manifest(edge_weights={"levels": [0.5], "weights": [-1.0]}), "non-negative"),
         (change_manifest(ranking={"similarity_weight": -1}), "similarity_weight"),
         (change_manifest(ranking={"surprise": 1}), "surprise"),
+        *(
+            (
+                change_manifest(ranking={"similarity_weight": 1, "outside_scores": x, "outside_addends": y}),
+                says,
+            )
+            for x, y, says in (
+                ([1.0], [], "1 scores, 0 addends"),
+                ([1.0, 1.0], [0.0, 1.0], "must ascend"),
+                ([1.0, 2.0], [1.0, 0.5], "must not fall"),
+                ([1.0, 2.0], [-1.0, 0.5], "not be negative"),
+                ([1.0, "2"], [0.0, 0.5], "real number"),
+            )
+        ),
         (change_manifest(degree_exponent="0.5"), "degree_exponent"),
         (change_manifest(metadata=[]), "metadata"),
     ],

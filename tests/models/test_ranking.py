@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -114,6 +115,19 @@ class World:
             return 0.0
         return self.setting.similarity_weight * float(self.similarity.matrix[pj, pi])
 
+    def expected(self, query: RankQuery, row: int) -> float:
+        """In place of the similarities, for an item outside the matrix: straight lines between the knots."""
+        setting = self.setting
+        if self.items[row][4] >= 0 or setting.similarity_weight == 0 or not setting.outside_scores:
+            return 0.0
+        score = float(query.vector @ self.items[row][1]) + self.items[row][2]
+        knots = list(zip(setting.outside_scores, setting.outside_addends, strict=True))
+        value = knots[0][1]
+        for (x, y), (further, greater) in pairwise(knots):
+            if x <= score:
+                value = y + (greater - y) * min(1.0, (score - x) / (further - x))
+        return value * sum(self.items[j][4] >= 0 for j in self.liked(query))
+
     def liked(self, query: RankQuery) -> dict[int, float]:
         pairs = zip(query.seen_rows.tolist(), query.seen_weights.tolist(), strict=True)
         return {row: weight for row, weight in pairs if weight > 0 and row in self.items}
@@ -132,9 +146,8 @@ class World:
             if query.vector is None:
                 result[row] = degree
             else:
-                result[row] = (
-                    float(query.vector @ target) + bias + sum(self.similarity_of(j, row) for j in liked)
-                )
+                sums = sum(self.similarity_of(j, row) for j in liked) + self.expected(query, row)
+                result[row] = float(query.vector @ target) + bias + sums
         return result
 
     def contribution(self, query: RankQuery, j: int, i: int) -> float:
@@ -142,12 +155,16 @@ class World:
         return share * float(self.items[j][0] @ self.items[i][1]) + self.similarity_of(j, i)
 
 
+OUTSIDE = {"outside_scores": (-2.0, 0.5, 3.0), "outside_addends": (0.01, 0.02, 0.3)}
+
 # Which way a query takes must not show in the answer, as long as the candidates cover everything.
 PATHS = {
     "whole": (RankingSettings(0.7), 100_000),
     "small filters whole": (RankingSettings(0.7, num_candidates=60), 12),
     "searched": (RankingSettings(0.7, num_candidates=60, num_recent=3, neighbours_per_recent=4), 0),
-    "by vector alone": (RankingSettings(0.0, num_candidates=60), 0),
+    "by vector alone": (RankingSettings(0.0, num_candidates=60, **OUTSIDE), 0),
+    "whole, with amounts outside": (RankingSettings(0.7, **OUTSIDE), 100_000),
+    "searched, with amounts outside": (RankingSettings(0.7, num_candidates=60, **OUTSIDE), 0),
 }
 Path = tuple[RankingSettings, int]
 
@@ -207,8 +224,10 @@ def test_contributions_bias_and_attributes_add_up_to_the_score(path: Path, seed:
     prepared = world.ranker._prepare(query)
     contributions = world.ranker._contributions(prepared, result.rows)
     _, targets, bias = world.ranker.vectors(result.rows)
+    # What is expected of items outside the matrix has no reason.
+    amounts = np.array([world.expected(query, row) for row in result.rows.tolist()])
     np.testing.assert_allclose(
-        contributions.sum(axis=1) + bias + targets @ attributes, result.scores, atol=1e-4
+        contributions.sum(axis=1) + bias + targets @ attributes + amounts, result.scores, atol=1e-4
     )
     for place, reasons in enumerate(result.reasons):
         assert [value for _, value in reasons] == sorted(contributions[place].tolist(), reverse=True)[
@@ -246,6 +265,28 @@ def test_candidates_bring_in_neighbours_of_recently_liked_items() -> None:
     # A deleted neighbour is no candidate.
     world.ranker.remove(again)
     assert 5000 not in world.ranker.recommend([query])[0].rows.tolist()
+
+
+def test_an_item_outside_the_matrix_can_come_first() -> None:
+    """Made or first rated since training: it gets what such scores get; reasons are the encoder's."""
+    matrix = np.zeros((3, 3), np.float32)
+    matrix[0, 1] = 1
+    knots = {"outside_scores": (0.0, 1.0), "outside_addends": (0.0, 4.0)}
+    one, rows = np.ones((4, 1), np.float32), np.arange(4)
+    target = np.array([[1], [0.5], [0.2], [0.9]], np.float32)
+    query = RankQuery(np.ones(1, np.float32), np.array([0]), np.ones(1, np.float32))
+    tops = []
+    for settings_ in (RankingSettings(2.0), RankingSettings(2.0, **knots)):
+        ranker = Ranker(1, DenseSimilarity(matrix), settings_)  # type: ignore[arg-type]
+        ranker.upsert(rows, one, target, np.zeros(4), np.array([1, 1, 1, 5]), np.array([0, 1, 2, -1]))
+        tops.append(ranker.recommend([query])[0])
+    before, after = tops
+    assert before.rows.tolist() == [1, 3, 2] and after.rows.tolist() == [3, 1, 2]
+    assert after.scores.tolist() == pytest.approx([0.9 + 3.6, 0.5 + 2, 0.2])
+    assert after.reasons[0] == ((0, pytest.approx(0.9)),)
+    # Liked things that are outside themselves say nothing about the matrix.
+    outside = replace(query, seen_rows=np.array([3]))
+    assert ranker.recommend([outside])[0].scores.tolist() == pytest.approx([1, 0.5, 0.2])
 
 
 class Forgetful:

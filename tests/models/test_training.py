@@ -14,7 +14,7 @@ from graph.schema import Item, User
 from graph.view import GraphView
 from models import ease, item_similarity
 from models.evaluation import recommend_served
-from models.graph_encoder import fitting, selection, training
+from models.graph_encoder import fitting, network_fitter, selection, training
 from models.graph_encoder.features import HashedFeatures, TextFeatures, extractor_from_config
 from models.graph_encoder.fitting import FitConfig
 from models.graph_encoder.incremental import LinearState
@@ -166,7 +166,7 @@ def test_parameters_take_text_vectors_as_they_are() -> None:
         return networks[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "fit_network", keep)
+        patch.setattr(network_fitter, "fit_network", keep)
         trained = train_on(ratings, items, users, config, extractor=TEXT, item_vectors=vectors)
     assert networks[0].feature_source.shape == (64 + 3, 8)
     assert trained.parameters.feature_source.shape == (TEXT.item_columns, 8)

@@ -140,7 +140,7 @@ def test_the_key_is_in_no_message(server: EmbeddingsServer, caplog: pytest.LogCa
     caplog.set_level(logging.DEBUG)
     encoder = opened(server)
     server.answers = [(401, {}, {"error": {"message": f"Incorrect API key provided: {KEY}."}})]
-    with pytest.raises(InvalidInput, match=r"status 401: Incorrect API key provided: \[key\]") as caught:
+    with pytest.raises(Unavailable, match=r"status 401: Incorrect API key provided: \[key\]") as caught:
         encoder.encode(["a"])
     for shown in (repr(encoder), str(encoder), str(caught.value), repr(caught.value), caplog.text):
         assert KEY not in shown
@@ -148,9 +148,58 @@ def test_the_key_is_in_no_message(server: EmbeddingsServer, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    "arguments", [("http://127.0.0.1:1", ""), ("127.0.0.1:1", "m"), ("ftp://host", "m"), ("", "m")]
+    "arguments",
+    [
+        ("http://127.0.0.1:1", ""),
+        ("127.0.0.1:1", "m"),
+        ("ftp://host", "m"),
+        ("", "m"),
+        ("http://host:notaport/v1", "m"),
+        ("http://[::1/v1", "m"),
+        ("http://me:secret@host/v1", "m"),
+        ("http://host/v1?key=secret", "m"),
+    ],
 )
 def test_refused_arguments(arguments: tuple[str, str]) -> None:
     with pytest.raises(WeftError) as caught:
         OpenAICompatibleEncoder(*arguments)
     assert isinstance(caught.value, InvalidInput)
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(400, InvalidInput), (413, InvalidInput), (422, InvalidInput)]
+    + [(status, Unavailable) for status in (401, 403, 404, 405)],
+)
+def test_only_what_is_about_the_texts_is_the_callers_doing(
+    server: EmbeddingsServer, status: int, expected: type[WeftError]
+) -> None:
+    encoder = opened(server)
+    server.answers = [(status, {}, {"error": {"message": "no"}})]
+    with pytest.raises(WeftError) as caught:
+        encoder.encode(["a"])
+    assert type(caught.value) is expected
+    assert expected is Unavailable or server.url not in caught.value.message
+    encoder.close()
+
+
+@pytest.mark.parametrize("status", [408, 424, 425])
+def test_what_passes_is_tried_again(server: EmbeddingsServer, status: int) -> None:
+    encoder = opened(server)
+    server.answers = [(status, {}, {"error": {"message": "not now"}})]
+    assert encoder.encode(["a"]).shape[0] == 1
+    encoder.close()
+
+
+def test_two_servers_are_two_models() -> None:
+    names = set()
+    for _ in range(2):
+        with EmbeddingsServer() as one:
+            encoder = OpenAICompatibleEncoder(one.url, "m")
+            again = OpenAICompatibleEncoder(one.url.replace("http://", "HTTP://") + "/", "m")
+            assert again.fingerprint == encoder.fingerprint
+            names.add(encoder.fingerprint.name)
+            encoder.close()
+            again.close()
+    assert len(names) == 2

@@ -199,3 +199,37 @@ def test_unknown_models_say_what_to_do(model: str, monkeypatch: pytest.MonkeyPat
 def test_refused_options(tiny_model: Path, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
         SentenceTransformerEncoder(str(tiny_model), **options)
+
+
+def test_models_opened_at_once_compute_as_asked(tiny_model: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(
+            pool.map(
+                lambda dtype: SentenceTransformerEncoder(str(tiny_model), dtype=dtype),
+                ["bfloat16", "float32"] * 4,
+            )
+        )
+    assert torch.get_default_dtype() == torch.float32
+    alone = SentenceTransformerEncoder(str(tiny_model), dtype="float32").encode(["a text"])
+    for encoder in opened[1::2]:
+        np.testing.assert_array_equal(encoder.encode(["a text"]), alone)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage" * 100])
+def test_damaged_weights_are_a_typed_error(tiny_model: Path, tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_model, folder)
+    (weights,) = folder.rglob("*.safetensors")
+    weights.write_bytes(content or weights.read_bytes()[: weights.stat().st_size // 2])
+    with pytest.raises(InvalidInput, match="cannot be loaded"):
+        SentenceTransformerEncoder(str(folder))
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "cuda:x", "nonsense"])
+def test_devices_that_are_not_here(tiny_model: Path, device: str) -> None:
+    with pytest.raises(InvalidInput, match="device is"):
+        SentenceTransformerEncoder(str(tiny_model), device=device)
