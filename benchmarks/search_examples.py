@@ -2,7 +2,7 @@
 
     python -m benchmarks.search_examples
 
-Not a measurement: nothing is chosen or scored. It replaces the table in docs/search.md with what search finds.
+Not a measurement: nothing is chosen or scored. It replaces the table in docs/search.md.
 """
 
 from __future__ import annotations
