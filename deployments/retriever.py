@@ -18,9 +18,7 @@ from deployments.messages import (
     Float32,
     Int64,
     ItemVectors,
-    Reason,
     RecommendAnswer,
-    Recommendation,
     RecommendQuery,
     SearchAnswer,
     SearchQuery,
@@ -29,6 +27,7 @@ from deployments.messages import (
     UserVector,
 )
 from deployments.ranked_items import RankedItems
+from deployments.results import named, ranked
 from deployments.searchable_items import SearchableItems
 from deployments.settings import Settings
 from graph.delta import Delta
@@ -36,7 +35,7 @@ from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
 from graph.schema import ChangeSet, Item
 from graph.view import GraphView
 from models.ranking import RankQuery, RankResult
-from models.text_search import SearchResult, TextQuery
+from models.text_search import TextQuery
 
 log = logging.getLogger(__name__)
 
@@ -260,7 +259,7 @@ class Retriever:
             result = generation.ranker.similar(row, n, allowed=allowed, exclude=banned)
         except WeftError as error:
             return error
-        similar = self._recommendations(result)
+        similar = ranked(self._view, result)
         return SimilarAnswer(
             item_id, similar, self._follower.version, generation.version, "graph", generation.digest
         )
@@ -274,7 +273,7 @@ class Retriever:
         found = await self._searchable.similar(model, row, n, allowed, banned)
         if found is None:
             raise NotYet(f"the text of item {item_id!r} has no vector yet: repeat the request a little later")
-        return SimilarAnswer(item_id, _named(view, found), version, version, "text", model)
+        return SimilarAnswer(item_id, named(view, found), version, version, "text", model)
 
     async def search(
         self, queries: list[SearchQuery], vectors: Float32 | None, model: str | None
@@ -293,7 +292,7 @@ class Retriever:
         ]
         searched = await self._searchable.search(asked, None if vectors is None else vectors[places], model)
         for place, found in zip(places, searched.results, strict=True):
-            answers[place] = SearchAnswer(_named(view, found), version, searched.text_model, searched.waiting)
+            answers[place] = SearchAnswer(named(view, found), version, searched.text_model, searched.waiting)
         return [a if a is not None else Unavailable("no answer") for a in answers]
 
     async def wait_for(self, version: int, timeout_s: float) -> bool:
@@ -388,27 +387,11 @@ class Retriever:
     ) -> RecommendAnswer:
         return RecommendAnswer(
             query.user_id,
-            self._recommendations(result),
+            ranked(self._view, result),
             "popular" if user.vector is None else "personal",
             user.version,
             generation.version,
             generation.digest,
-        )
-
-    def _recommendations(self, result: RankResult) -> tuple[Recommendation, ...]:
-        return tuple(
-            Recommendation(item.item_id, item.title, score, self._reasons(reasons))
-            for row, score, reasons in zip(
-                result.rows.tolist(), result.scores.tolist(), result.reasons, strict=True
-            )
-            if (item := self._view.item_at(row)) is not None
-        )
-
-    def _reasons(self, reasons: Sequence[tuple[int, float]]) -> tuple[Reason, ...]:
-        return tuple(
-            Reason(item.item_id, item.title, contribution)
-            for row, contribution in reasons
-            if (item := self._view.item_at(row)) is not None
         )
 
 
@@ -423,15 +406,6 @@ def _by_tag(view: GraphView) -> defaultdict[str, set[int]]:
 def _tag(tagged: defaultdict[str, set[int]], item: Item) -> None:
     for tag in item.tags:
         tagged[tag.casefold()].add(item.row)
-
-
-def _named(view: GraphView, found: SearchResult) -> tuple[Recommendation, ...]:
-    """Without the items that went while the search ran."""
-    return tuple(
-        Recommendation(item.item_id, item.title, score)
-        for row, score in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
-        if (item := view.item_at(row)) is not None
-    )
 
 
 _NO_ROWS: Int64 = np.empty(0, np.int64)

@@ -69,6 +69,10 @@ class OpenAICompatibleEncoder:
         if max_batch < 1:
             raise InvalidInput(f"max_batch is {max_batch}; must be at least 1", param="max_batch")
         own_prompt = checked_prompt(prompt, "")
+        if api_key is not None and not api_key.isascii():
+            raise InvalidInput("api_key holds characters that a header cannot", param="api_key")
+        if not model.isprintable():
+            raise InvalidInput("the text model's name holds characters that cannot be printed", param="model")
         self._endpoint = f"{base}/embeddings"
         self._model = model
         self._asked_dimensions = dimensions
@@ -149,7 +153,7 @@ class OpenAICompatibleEncoder:
             except httpx.TimeoutException:
                 reason, retry_after_s = f"no answer within {self._timeout_s:g} s", 0.0
                 continue
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.DecodingError) as error:
                 reason, retry_after_s = f"no connection ({type(error).__name__})", 0.0
                 continue
             if response.status_code in _PASSING or response.status_code >= 500:
@@ -166,6 +170,7 @@ class OpenAICompatibleEncoder:
         message = _server_message(response)
         if self._api_key:
             message = message.replace(self._api_key, "[key]")
+        message = message[:_MESSAGE_CHARS] or "no message"
         if response.status_code in _ABOUT_TEXTS:
             return InvalidInput(
                 f"the endpoint of {self._model} refuses with status {response.status_code}: {message}",
@@ -185,7 +190,7 @@ class OpenAICompatibleEncoder:
             places = [int(entry["index"]) for entry in entries]
             found = [_vector(entry["embedding"]) for entry in entries]
             tokens = int((body.get("usage") or {}).get("prompt_tokens", -1))
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, binascii.Error) as error:
             raise self._nonsense(f"not the embeddings' shape ({type(error).__name__})") from error
         if places != list(range(count)):
             raise self._nonsense(f"{len(places)} vectors, or others than asked for, for {count} texts")
@@ -208,8 +213,9 @@ def checked_url(url: str) -> str:
     """
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise InvalidInput(f"url cannot be read: {error}", param="url") from None
+    except (httpx.InvalidURL, ValueError):
+        # What the library says may quote a password.
+        raise InvalidInput("url cannot be read; write it as http://host:8080/v1", param="url") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise InvalidInput("url must start with http:// or https:// and name a host", param="url")
     if parsed.userinfo:
@@ -243,4 +249,4 @@ def _server_message(response: httpx.Response) -> str:
         message = error["message"] if isinstance(error, dict) else error
     except (ValueError, KeyError, TypeError):
         message = response.text
-    return str(message).strip()[:_MESSAGE_CHARS] or "no message"
+    return str(message).strip()

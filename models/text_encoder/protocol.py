@@ -60,9 +60,10 @@ class Fingerprint:
 
     @property
     def public_model(self) -> str:
-        """What to call the model before clients: its name, of a path only the last part."""
-        if Path(self.model).is_absolute() or self.model.startswith((".", "~")):
-            return Path(self.model).name
+        """What to call the model before clients: its name, of a folder only the last part."""
+        path = Path(self.model)
+        if path.is_absolute() or self.model.startswith((".", "~")) or path.is_dir():
+            return path.resolve().name or "model"
         return self.model
 
 

@@ -91,7 +91,14 @@ class SentenceTransformerEncoder:
         self._shortens = False
         default_prompt = loaded.prompts.get(loaded.default_prompt_name or "", "")
         normalizes = type(self._after[-1]).__name__ == "Normalize" if self._after else False
-        found = int(self._forward(self._tokenize(["dimensions"]), np.array([0]), None).shape[1])
+        try:
+            found = int(self._forward(self._tokenize(["dimensions"]), np.array([0]), None).shape[1])
+            digest = weights_digest(folder)
+        except (OSError, RuntimeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise InvalidInput(
+                f"{name} does not encode a text ({type(error).__name__}); its parts do not fit each other",
+                param="model",
+            ) from error
         if dimensions is not None and not 1 <= dimensions <= found:
             raise InvalidInput(
                 f"dimensions is {dimensions}; {name} gives 1 to {found} of them", param="dimensions"
@@ -99,7 +106,7 @@ class SentenceTransformerEncoder:
         self._shortens = dimensions is not None and dimensions < found
         self.fingerprint = Fingerprint(
             model=name,
-            weights=weights_digest(folder),
+            weights=digest,
             pooling=_pooling(self._after),
             normalized=normalizes or self._shortens,
             prompt=checked_prompt(prompt or default_prompt, ""),
@@ -226,12 +233,14 @@ def _batches(lengths: Any, batch_tokens: int) -> Iterator[Any]:
 
 
 def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> SentenceTransformer:
+    import torch
     from safetensors import SafetensorError
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging
 
     switch: Any = logging
 
+    default_dtype = torch.get_default_dtype()
     showed_bars = logging.is_progress_bar_enabled()
     switch.disable_progress_bar()
     try:
@@ -245,11 +254,12 @@ def _load(name: str, folder: Path, device: torch.device, dtype: torch.dtype) -> 
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise InvalidInput(
-            f"{name} in {folder} cannot be loaded as a sentence-transformers model: {first_line}; give a"
-            " complete model with safetensors weights and no code of its own",
+            f"{name} cannot be loaded as a sentence-transformers model: {first_line}; give a complete model"
+            " with safetensors weights and no code of its own",
             param="model",
         ) from error
     finally:
+        torch.set_default_dtype(default_dtype)
         if showed_bars:
             switch.enable_progress_bar()
     model.eval()

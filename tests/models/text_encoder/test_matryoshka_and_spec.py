@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from graph.errors import InvalidInput
+from models.text_encoder.hashing_encoder import HashingEncoder
 from models.text_encoder.matryoshka import shortened
 from models.text_encoder.opening import TextModelSpec, open_encoder
 
@@ -54,3 +56,24 @@ def test_prompt_and_window_reach_the_encoder() -> None:
     spec = TextModelSpec("words", "hashing", prompt="query ", dimensions=8, max_tokens=3)
     fingerprint = open_encoder(spec).fingerprint
     assert (fingerprint.prompt, fingerprint.dimensions, fingerprint.max_tokens) == ("query ", 8, 3)
+
+
+def test_credentials_do_not_go_into_the_url() -> None:
+    with pytest.raises(InvalidInput, match="api_key") as caught:
+        TextModelSpec("m", "openai", "http://me:secret@host/v1")
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("model", "public"),
+    [("all-MiniLM-L6-v2", "all-MiniLM-L6-v2"), ("org/name", "org/name"), ("/srv/models/mine", "mine")],
+)
+def test_what_clients_call_a_model(model: str, public: str) -> None:
+    assert HashingEncoder(8, model).fingerprint.public_model == public
+
+
+def test_clients_see_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for model in ("models/mine", "./models/mine", str(tmp_path / "models" / "mine")):
+        assert HashingEncoder(8, model).fingerprint.public_model == "mine"
