@@ -368,7 +368,10 @@ class WriteRequest:
 
 @dataclass(frozen=True, slots=True)
 class WriteResult:
-    """`version` holds the write; `changed` counts rows that differ from before (0: nothing was written)."""
+    """`version` holds the write; `changed` counts rows that differ from before (0: nothing was written).
+
+    Text vectors count only where nothing else changed.
+    """
 
     version: int
     changed: int
