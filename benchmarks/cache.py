@@ -14,11 +14,12 @@ memory        what Redis says before and after the texts were written.
 single-flight threads that ask one new text at the same moment, and how often it was encoded.
 
 Where a warm read without the tier in this process spends its time, by hand and at best 2.1 us a text (the
-median of a run is 3.4): digest 0.55, commands and answers 0.45, decoding and checksum 0.28, widening to float32
-0.13, bookkeeping 0.3, waiting for the server the rest; the parts are from timings of their own. Commands of 500 keys let the digests of one half run while the server answers the other:
-11% less than one command of 1,000; of 125 to 334 no better, and more work for the client. Tried and left out:
-BLAKE2b in place of SHA-256 (as fast at 290 characters), a Unix socket (as fast as loopback), torch to widen
-(0.05 in place of 0.13, for a module that needs nothing but numpy).
+median of a run is 3.4): digest 0.55, commands and answers 0.45, decoding and checksum 0.28, widening to
+float32 0.13, bookkeeping 0.3, waiting for the server the rest; the parts are from timings of their own.
+Commands of 500 keys let the digests of one half run while the server answers the other: 11% less than one
+command of 1,000; of 125 to 334 no better, and more work for the client. Tried and left out: BLAKE2b in place
+of SHA-256 (as fast at 290 characters), a Unix socket (as fast as loopback), torch to widen (0.05 in place of
+0.13, for a module that needs nothing but numpy).
 """
 
 from __future__ import annotations
