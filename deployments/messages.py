@@ -197,9 +197,6 @@ class TextModelInfo:
     """A text model that an embedder has open."""
 
     name: str  # fingerprint's name
-    model: str  # as people call it
-    dimensions: int
-    max_tokens: int
     spec: dict[str, object]  # how to open it again, without secrets
 
 

@@ -206,22 +206,23 @@ class TextEmbedder:
             for name in (model_named(self._view, ACTIVE), self._configured):
                 if name in self._models:
                     return self._models[name]
-            reason = self._failures.get(_CONFIGURED, "it is being opened")
-            raise Unavailable(f"text model {self._spec.model!r} is not available: {reason}")
+            raise self._absence(self._spec.model, _CONFIGURED)
         if wanted in self._models:
             return self._models[wanted]
         if wanted in self._known_as():
             if self._configured is None:
-                reason = self._failures.get(_CONFIGURED, "it is being opened")
-                raise Unavailable(f"text model {wanted!r} is not available: {reason}")
+                raise self._absence(wanted, _CONFIGURED)
             return self._models[self._configured]
         if wanted in self._failures or wanted in self._tasks:
-            raise Unavailable(
-                f"text model {wanted!r} is not available: {self._failures.get(wanted, 'opening')}"
-            )
+            raise self._absence(wanted, wanted)
         raise UnknownTextModel(
             f"no text model {wanted!r}: this service answers for {self._spec.model!r}", param="model"
         )
+
+    def _absence(self, model: str, name: str) -> Unavailable:
+        """Why a model is not there."""
+        reason = self._failures.get(name, "it is being opened")
+        return Unavailable(f"text model {model!r} is not available: {reason}")
 
     def _known_as(self) -> set[str]:
         """What callers may call the configured model besides its fingerprint's name."""
@@ -281,17 +282,9 @@ class TextEmbedder:
     async def model(self) -> TextModelInfo | WeftError:
         """The configured model."""
         if self._configured is None:
-            reason = self._failures.get(_CONFIGURED, "it is being opened")
-            return Unavailable(f"text model {self._spec.model!r} is not available: {reason}")
+            return self._absence(self._spec.model, _CONFIGURED)
         model = self._models[self._configured]
-        fingerprint = model.fingerprint
-        return TextModelInfo(
-            fingerprint.name,
-            fingerprint.public_model,
-            fingerprint.dimensions,
-            fingerprint.max_tokens,
-            spec_value(model.spec, fingerprint),
-        )
+        return TextModelInfo(model.fingerprint.name, spec_value(model.spec, model.fingerprint))
 
     def _check_dimensions(self, dimensions: int | None, model: _Model) -> None:
         own = model.fingerprint.dimensions

@@ -90,6 +90,16 @@ class World:
         self.stack.push_async_callback(found.stop)
         return found
 
+    async def embed_everything(self) -> str:
+        """Run embedder and indexer until nothing waits, and stop them; the name of their model."""
+        embedder = await self.embedder()
+        indexer = await self.indexer(embedder)
+        name = (await embedder.model()).name
+        await until(lambda: self.complete(name))
+        await indexer.stop()
+        await embedder.stop()
+        return str(name)
+
     async def retriever(self) -> Retriever:
         found = Retriever(self.settings, self.state, encoder=None)  # type: ignore[arg-type]
         await found.start()
@@ -238,19 +248,14 @@ async def test_a_changed_model_answers_once_everything_has_its_vectors(
     monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(embedder_module, "_GRACE_S", 0.05)
     await world.put("m1", "m2", "m3")
-    first = await world.embedder()
-    indexer = await world.indexer(first)
-    old = (await first.model()).name
-    await until(lambda: world.complete(old))
-    await indexer.stop()
-    await first.stop()
+    old = await world.embed_everything()
 
     world.configure("better words", dimensions=32)
     second = await world.embedder()
     new = (await second.model()).name
     world.encoders[new].fail()
     retriever = await world.retriever()
-    indexer = await world.indexer(second)
+    await world.indexer(second)
     await until(lambda: model_named(world.view(), CANDIDATE) == new)
     # The new model cannot embed: the old one, opened again from what the feed remembers, goes on answering.
     await until(lambda: old in second.generations())
@@ -278,12 +283,7 @@ async def test_going_back_before_the_change_is_complete_withdraws_the_candidate(
     monkeypatch.setattr(indexer_module, "_GRACE_S", 0.05)
     monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
     await world.put("m1", "m2", "m3")
-    embedder = await world.embedder()
-    indexer = await world.indexer(embedder)
-    old = (await embedder.model()).name
-    await until(lambda: world.complete(old))
-    await indexer.stop()
-    await embedder.stop()
+    old = await world.embed_everything()
     world.configure("passing fancy")
     embedder = await world.embedder()
     world.encoders[(await embedder.model()).name].fail()
@@ -319,12 +319,7 @@ async def test_a_candidate_that_refuses_texts_does_not_take_over(
     for name, value in (("_GRACE_S", 0.05), ("_LOOK_AGAIN_S", 0.05), ("_REFUSED_AGAIN_S", 0.3)):
         monkeypatch.setattr(indexer_module, name, value)
     await world.put("m1", "m2", "m3")
-    embedder = await world.embedder()
-    indexer = await world.indexer(embedder)
-    old = (await embedder.model()).name
-    await until(lambda: world.complete(old))
-    await indexer.stop()
-    await embedder.stop()
+    old = await world.embed_everything()
     world.configure("squeamish")
     embedder = await world.embedder()
     new = (await embedder.model()).name
@@ -386,12 +381,7 @@ async def test_what_is_no_longer_wanted_is_not_opened_again(
     monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr(embedder_module, "_RETRY_S", 0.02)
     await world.put("m1")
-    embedder = await world.embedder()
-    indexer = await world.indexer(embedder)
-    old = (await embedder.model()).name
-    await until(lambda: world.complete(old))
-    await indexer.stop()
-    await embedder.stop()
+    old = await world.embed_everything()
     opener = world.open
     world.open = lambda spec: opener(replace(spec, model="broken" if spec.model == "words" else spec.model))
     world.configure("new words")
@@ -425,12 +415,7 @@ async def test_a_name_never_gets_vectors_of_another_model(
 ) -> None:
     monkeypatch.setattr(indexer_module, "_LOOK_AGAIN_S", 0.05)
     await world.put("m1")
-    embedder = await world.embedder()
-    indexer = await world.indexer(embedder)
-    old = (await embedder.model()).name
-    await until(lambda: world.complete(old))
-    await indexer.stop()
-    await embedder.stop()
+    old = await world.embed_everything()
     world.configure("broken")
     embedder = await world.embedder()
     await until(lambda: old in embedder.generations())
