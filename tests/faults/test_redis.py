@@ -11,6 +11,7 @@ import signal
 import statistics
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Load:
         chance = random.Random(number)
         with httpx.Client(base_url=self.service.url, timeout=20.0, trust_env=False) as http:
             while not self._stopped.is_set():
-                texts = [*chance.sample(KNOWN, 8), f"new {number} {chance.random()}"]
+                texts = [*chance.sample(KNOWN, 8), f"new {uuid.uuid4().hex}"]
                 began = time.monotonic()
                 try:
                     check(http, texts)
@@ -126,14 +127,18 @@ def counters(service: Service) -> dict[str, Any]:
     return found
 
 
-def until_hits(service: Service) -> None:
-    """Redis is asked again, and has what it is asked for."""
+def until_hits(service: Service) -> int:
+    """Redis is asked again, and has what it is asked for; how often everything was asked for."""
+    asked = 0
 
     def hits() -> bool:
+        nonlocal asked
+        asked += 1
         with httpx.Client(base_url=service.url, timeout=20.0, trust_env=False) as http:
             return bool(check(http, KNOWN)["weft"]["cached"] == len(KNOWN))
 
     wait_until(hits, 10, "hits")
+    return asked
 
 
 def rubbish(redis: RedisServer) -> int:
@@ -199,10 +204,13 @@ def test_callers_notice_nothing(
         fault(redis, load)
         load.settle()
     assert not load.failures
-    until_hits(cached)
+    asked = until_hits(cached)
     after = counters(cached)
-    assert after["misses"] > before["misses"]
-    assert after["store_hits"] > before["store_hits"]
+    assert after["lookups"] - before["lookups"] == 9 * len(load.done) + len(KNOWN) * asked
+    # Each request brings a text that nobody asked for before, and nothing is encoded without a miss.
+    misses = after["misses"] - before["misses"]
+    assert misses >= len(load.done)
+    assert after["encoded"] - before["encoded"] == misses
     if fault in (kill_and_return, stall, fill):
         assert after["store_errors"] > before["store_errors"]
     assert (after["damaged"] > before["damaged"]) == (fault is write_rubbish)
