@@ -213,6 +213,93 @@ class TextIndexerSettings(_Group):
     retry_s: Seconds = Field(1.0, description="Pause after a failure; doubles up to 10 s.")
 
 
+class LanguageModelSettings(_Group):
+    """The language model and what runs it."""
+
+    enabled: bool = Field(True, description="False: no language model; generation answers 503.")
+    backend: Literal["local", "openai"] = Field(
+        "local", description="What runs the model: this machine, or an OpenAI-compatible server."
+    )
+    model: str = Field(
+        "",
+        description=(
+            "Name or path of a causal language model (Hugging Face layout), or its name at the endpoint; "
+            "empty: a tiny stand-in, made at first start, whose words mean nothing."
+        ),
+    )
+    url: str = Field("", description="Base of the endpoint, such as http://127.0.0.1:8080/v1 (openai).")
+    api_key: SecretStr | None = Field(None, description="Key for the endpoint (openai).")
+    allow_download: bool = Field(False, description="Fetch a model that is not here from the model hub.")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto falls back to the CPU.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the weights; auto: bfloat16 on a GPU, float32 on a CPU."
+    )
+    quantization: Literal["none", "int8"] = Field(
+        "none",
+        description="int8: linear layers with 8-bit weights. See docs/generation.md for what it costs.",
+    )
+    num_threads: int | None = Field(
+        None, ge=1, le=256, description="Threads of the model; default: the machine's cores, at most 4."
+    )
+    max_batch: int = Field(16, ge=1, le=1024, description="Requests decoded together.")
+    max_context_tokens: int | None = Field(
+        None, ge=16, description="A window smaller than the model's own, prompt and answer together."
+    )
+    default_max_tokens: int = Field(256, ge=1, description="New tokens where a request names no number.")
+    prefill_chunk_tokens: int = Field(
+        512, ge=16, description="Prompt tokens processed between two decoding steps."
+    )
+    max_queued_requests: int = Field(256, ge=1, description="Requests waiting beyond this answer 429.")
+    prefix_cache_bytes: int = Field(
+        64 << 20, ge=0, description="Memory for prompts seen before, per replica; 0: none."
+    )
+    timeout_s: Seconds = Field(120.0, description="How long one generation may take, queueing included.")
+    num_replicas: int = Field(1, ge=1, description="Replicas to start with; each holds the base model.")
+    max_replicas: int | None = Field(
+        None, ge=1, description="Above num_replicas: Serve adds replicas by the length of their queues."
+    )
+    num_cpus: Cpus = Field(0.4, description="CPUs claimed per replica.")
+
+    @model_validator(mode="after")
+    def _one_backend(self) -> LanguageModelSettings:
+        if (self.backend == "openai") != bool(self.url):
+            raise ValueError('backend "openai" needs a url, and no other backend takes one')
+        if self.backend == "openai" and not self.model:
+            raise ValueError('backend "openai" needs the model\'s name at the endpoint')
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError("max_replicas is below num_replicas")
+        return self
+
+
+class AdapterSettings(_Group):
+    """LoRA adapters of the language model."""
+
+    inbox: Path | None = Field(
+        None,
+        description="The one folder adapters are imported from; new ones are listed as candidates. "
+        "Default: adapter-inbox in the data directory.",
+    )
+    slots: int = Field(32, ge=1, le=4096, description="Different adapters in one batch.")
+    max_rank: int = Field(64, ge=1, le=512, description="Adapters of a higher rank are refused.")
+    max_adapter_bytes: int = Field(
+        256 << 20, ge=1024, description="Adapters whose files are larger are refused."
+    )
+    max_resident: int = Field(512, ge=1, description="Adapters kept in the memory of a replica.")
+    max_resident_bytes: int = Field(1 << 30, ge=1 << 20, description="Memory those may take.")
+    warm_up: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = Field(
+        (), description="Adapters loaded at start, as in user/alice,domain/films."
+    )
+
+
+class AuditSettings(_Group):
+    """One JSON line per generation."""
+
+    enabled: bool = Field(True, description="Write the audit log.")
+    texts: bool = Field(False, description="With prompt and output, which are private.")
+    max_bytes: int = Field(32 << 20, ge=1 << 16, description="Size at which the file is rotated.")
+    keep_files: int = Field(5, ge=1, le=100, description="Rotated files kept.")
+
+
 class IngressSettings(_Group):
     """The HTTP front."""
 
@@ -254,6 +341,9 @@ class Settings(BaseSettings):
     text_embedder: TextEmbedderSettings = TextEmbedderSettings()
     text_indexer: TextIndexerSettings = TextIndexerSettings()
     cache: CacheSettings = CacheSettings()
+    language_model: LanguageModelSettings = LanguageModelSettings()
+    adapters: AdapterSettings = AdapterSettings()
+    audit: AuditSettings = AuditSettings()
     ingress: IngressSettings = IngressSettings()
 
     @field_validator("data_dir")
@@ -299,6 +389,29 @@ class Settings(BaseSettings):
     @property
     def encoder_dir(self) -> Path:
         return self.data_dir / "encoders"
+
+    @property
+    def adapter_dir(self) -> Path:
+        """Adapters by digest; folders that begin with a dot are Weft's own."""
+        return self.data_dir / "adapters"
+
+    @property
+    def upload_dir(self) -> Path:
+        """Where the ingress puts what it receives, for the language model to check."""
+        return self.adapter_dir / ".uploads"
+
+    @property
+    def adapter_inbox(self) -> Path:
+        return self.adapters.inbox or self.data_dir / "adapter-inbox"
+
+    @property
+    def stand_in_dir(self) -> Path:
+        """The language model that is made when none is set."""
+        return self.data_dir / "stand-in-model"
+
+    @property
+    def audit_dir(self) -> Path:
+        return self.data_dir / "audit"
 
     @property
     def cache_file(self) -> Path:

@@ -6,17 +6,22 @@ allowed or what to do next; it is safe to show to a client.
 
     WeftError
     |- InvalidInput            422  a value that can never be accepted
-    |  |- TextTooLong               beyond the text model's window, and not to be truncated
+    |  |- TextTooLong               beyond the model's window, and not to be truncated
+    |  |- InvalidAdapter            files that are no LoRA adapter of the running base model
     |- NotFound                404
     |  |- UnknownUser, UnknownItem, UnknownRating, UnknownEncoder, UnknownTextModel
+    |  |- UnknownModel, UnknownAdapter
     |- Conflict                409
     |  |- IdempotencyConflict       the key was used with another body
     |  |- ForeignToken              a version token of another store
     |  |- StoreLocked               another process holds the store
     |  |- Fenced                    another writer took the store over
+    |  |- PointerMoved              a pointer is no longer at the version that the write expected
+    |  |- AdapterInUse              an adapter that is active, or the one to roll back to, is not deleted
     |- Unavailable             503  retryable
     |  |- NotYet                    the view has not reached `min_version` in time
     |  |- Overloaded           429
+    |  |- OutOfMemory               the device's memory did not suffice, after everything idle was dropped
     |  |- SnapshotRequired          the feed no longer reaches back that far
     |- Corrupt                 500  a file or row that fails its checksum or format
 """
@@ -53,6 +58,10 @@ class TextTooLong(InvalidInput):
     code = "text_too_long"
 
 
+class InvalidAdapter(InvalidInput):
+    code = "invalid_adapter"
+
+
 class NotFound(WeftError):
     code, status = "not_found", 404
 
@@ -77,6 +86,14 @@ class UnknownTextModel(NotFound):
     code = "unknown_text_model"
 
 
+class UnknownModel(NotFound):
+    code = "model_not_found"
+
+
+class UnknownAdapter(NotFound):
+    code = "unknown_adapter"
+
+
 class Conflict(WeftError):
     code, status = "conflict", 409
 
@@ -97,6 +114,14 @@ class Fenced(Conflict):
     code = "fenced"
 
 
+class PointerMoved(Conflict):
+    code = "pointer_moved"
+
+
+class AdapterInUse(Conflict):
+    code = "adapter_in_use"
+
+
 class Unavailable(WeftError):
     code, status, retryable = "unavailable", 503, True
 
@@ -107,6 +132,10 @@ class NotYet(Unavailable):
 
 class Overloaded(Unavailable):
     code, status = "overloaded", 429
+
+
+class OutOfMemory(Unavailable):
+    code = "out_of_memory"
 
 
 class SnapshotRequired(Unavailable):

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from graph.errors import InvalidInput, NotFound, UnknownItem, UnknownRating, UnknownUser
+from graph.errors import InvalidInput, NotFound, PointerMoved, UnknownItem, UnknownRating, UnknownUser
 from graph.node_text import item_text, memory_text, text_digest
 from graph.planned_rows import PlannedRows
 from graph.schema import (
@@ -199,6 +199,7 @@ class Plan:
             case DeleteMemory():
                 self._delete_memory(operation.memory_id)
             case PutPointer():
+                self._check_version(operation)
                 pointer = Pointer(operation.scope, operation.name, dict(operation.value), self._version)
                 self._now.pointers[operation.scope, operation.name] = pointer
                 self._now.pointer_writes.append(pointer)
@@ -206,6 +207,18 @@ class Plan:
                 self._put_text_vector(operation)
             case DeleteTextVector():
                 self._delete_text_vector(operation.kind, operation.row, operation.model)
+
+    def _check_version(self, operation: PutPointer) -> None:
+        if operation.if_version is None:
+            return
+        key = (operation.scope, operation.name)
+        found = self._now.pointers.get(key) or self._done.pointers.get(key) or self._view.pointer(*key)
+        version = 0 if found is None else found.version
+        if version != operation.if_version:
+            raise PointerMoved(
+                f"{operation.scope} {operation.name!r} was written by somebody else in the meantime (version "
+                f"{version}, expected {operation.if_version}); read it again and repeat the change"
+            )
 
     def _put_rating(self, operation: PutRating) -> None:
         value, timestamp = operation.value, operation.timestamp

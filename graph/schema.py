@@ -306,6 +306,8 @@ class PutPointer:
     scope: str
     name: str
     value: Mapping[str, object]
+    if_version: int | None = None
+    """Version the pointer must have, 0 for none yet; PointerMoved otherwise. None: whatever it is."""
 
 
 @dataclass(frozen=True, slots=True)

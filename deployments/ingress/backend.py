@@ -6,8 +6,23 @@ by an in-memory fake. Every method raises subclasses of `graph.errors.WeftError`
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Protocol
 
+from deployments.generation_messages import (
+    ActivateAdapter,
+    AdapterListing,
+    AdapterScope,
+    AdapterState,
+    AdapterWritten,
+    Delta,
+    Ended,
+    GenerateAnswer,
+    GenerateQuery,
+    LanguageModelInfo,
+    PutAdapter,
+    Started,
+)
 from deployments.messages import (
     CacheInvalidation,
     EmbedAnswer,
@@ -76,6 +91,47 @@ class Backend(Protocol):
 
     async def invalidate_cache(self, what: CacheInvalidation) -> int:
         """Entries dropped."""
+        ...
+
+    async def generate(self, query: GenerateQuery) -> GenerateAnswer:
+        """Raises Overloaded, TextTooLong, UnknownAdapter, UnknownModel, OutOfMemory, Unavailable."""
+        ...
+
+    def stream(self, query: GenerateQuery) -> AsyncIterator[Started | Delta | Ended]:
+        """`Started`, `Delta`s, `Ended`. Raises as `generate` does, in the middle as well.
+
+        Closing the iterator cancels the generation.
+        """
+        ...
+
+    async def language_model(self) -> LanguageModelInfo: ...
+
+    async def adapters(
+        self, limit: int, after: str | None, scope: AdapterScope | None, name: str | None, min_version: int
+    ) -> AdapterListing: ...
+
+    async def put_adapter(self, what: PutAdapter, min_version: int) -> AdapterWritten:
+        """Raises InvalidAdapter, InvalidInput for a path, Conflict for a version that has other files."""
+        ...
+
+    async def activate_adapter(self, what: ActivateAdapter, min_version: int) -> AdapterWritten:
+        """Raises UnknownAdapter for a version that was never put."""
+        ...
+
+    async def roll_back_adapter(self, scope: AdapterScope, name: str, min_version: int) -> AdapterWritten:
+        """Make what was active before active again. Raises Conflict when nothing was."""
+        ...
+
+    async def delete_adapter(
+        self, scope: AdapterScope, name: str, version: str, min_version: int
+    ) -> AdapterWritten:
+        """Raises AdapterInUse while it is active or the one to roll back to."""
+        ...
+
+    async def adapter_history(
+        self, scope: AdapterScope, name: str, min_version: int
+    ) -> tuple[AdapterState, ...]:
+        """Every state the pointer had, oldest first."""
         ...
 
     async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:

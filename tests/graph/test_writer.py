@@ -16,6 +16,7 @@ from graph.errors import (
     IdempotencyConflict,
     InvalidInput,
     NotFound,
+    PointerMoved,
     Unavailable,
     UnknownItem,
     UnknownRating,
@@ -494,3 +495,20 @@ def test_a_pointer_moved_twice_in_one_group_has_both_values_in_its_history(store
     writer.commit([WriteRequest((PutPointer("encoder", "active", {"digest": d}),)) for d in ("one", "two")])
     assert [p.value["digest"] for p in store.pointer_history("encoder", "active")] == ["one", "two"]
     assert [p.version for p in store.pointer_history("encoder", "active")] == [1, 2]
+
+
+def test_a_pointer_moves_only_from_the_version_it_is_expected_at(writer: GraphWriter) -> None:
+    first = write(writer, PutPointer("adapter.user", "u0", {"digest": "a"}, if_version=0))
+    with pytest.raises(PointerMoved):
+        write(writer, PutPointer("adapter.user", "u0", {"digest": "b"}, if_version=0))
+    # Two changes in one group: the second sees the first.
+    requests = [
+        WriteRequest((PutPointer("adapter.user", "u0", {"digest": d}, if_version=first.version),))
+        for d in "cd"
+    ]
+    outcomes = writer.commit(requests).outcomes
+    assert isinstance(outcomes[0], WriteResult)
+    assert isinstance(outcomes[1], PointerMoved)
+    pointer = writer.view.pointer("adapter.user", "u0")
+    assert pointer is not None
+    assert (pointer.value, pointer.version) == ({"digest": "c"}, outcomes[0].version)
