@@ -115,8 +115,8 @@ Choose: TypeAlias = Callable[[dict[str, str]], AdapterChoice]
 """Chooses a request's adapters, at the moment it is admitted to the batch.
 
 The argument holds adapters that could not be loaded (digest to the reason): the choice goes on down the
-cascade past them. Raises WeftError where the request asked for one of them by name. Called on the engine's thread: it
-must not block.
+cascade past them. Raises WeftError where the request asked for one of them by name. Called on the engine's
+thread: it must not block.
 """
 
 
