@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deployments import cli_cache, cli_encoders
+from deployments import cli_adapters, cli_cache, cli_encoders, cli_generation
 from deployments.cli_output import AsJson, messages, print_json, progress_bar, settings_rows
 from deployments.settings import Settings
 from graph.errors import WeftError
@@ -27,6 +27,7 @@ imports = typer.Typer(no_args_is_help=True)
 app.add_typer(imports, name="import", help="Bring data in.")
 app.add_typer(cli_encoders.commands, name="encoder", help="Trained encoders.")
 app.add_typer(cli_cache.commands, name="cache", help="The cache of text embeddings.")
+app.add_typer(cli_adapters.commands, name="adapters", help="LoRA adapters of the language model.")
 
 Strict = Annotated[bool, typer.Option(help="Refuse everything if one row is bad.")]
 RejectsFile = Annotated[Path, typer.Option("--rejects", help="Where bad rows are listed.")]
@@ -275,6 +276,12 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
 
 app.command()(cli_encoders.train)
 app.command()(cli_encoders.evaluate)
+
+
+# ------------------------------------------------------------------------------------------------ generation
+
+app.command()(cli_generation.generate)
+app.command()(cli_generation.chat)
 
 
 if __name__ == "__main__":

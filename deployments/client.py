@@ -13,15 +13,7 @@ Retries, within `deadline_s`: refused connections; errors the service marks retr
 broken connections, read timeouts and 5xx answers without the error shape (made by a proxy) only for calls
 that may be repeated. Writes carry an Idempotency-Key and so may be.
 
-    WeftAPIError
-    |- InvalidRequestError      400, 405, 413, 415, 422
-    |- NotFoundError            404
-    |- ConflictError            409
-    |  |- ForeignTokenError
-    |- RateLimitError           429
-    |- UnavailableError         503
-    |- InternalServerError      other 5xx, and answers that are none of the API's
-    |- ConnectionFailed         no answer at all; status is 0
+What fails raises a WeftAPIError of `deployments.client_errors`.
 """
 
 from __future__ import annotations
@@ -30,7 +22,8 @@ import asyncio
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -38,8 +31,30 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 import orjson
 
+from deployments import client_adapters as adapters
 from deployments import client_calls as calls
+from deployments import client_generation as generation
 from deployments.client_calls import Call
+from deployments.client_errors import (
+    ConflictError,
+    ConnectionFailed,
+    ForeignTokenError,
+    InternalServerError,
+    InvalidRequestError,
+    NotFoundError,
+    RateLimitError,
+    UnavailableError,
+    WeftAPIError,
+    error_of,
+    no_answer,
+    shapeless,
+)
+from deployments.client_generation import (
+    GENERATION_TIMEOUT_S,
+    AsyncGenerationStream,
+    Generated,
+    GenerationStream,
+)
 
 __all__ = [
     "AsyncWeftClient",
@@ -59,54 +74,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.05, 5.0
-
-
-class WeftAPIError(Exception):
-    """A request that failed. `code` is stable; `request_id` finds the request in the service's log."""
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        code: str,
-        status: int,
-        retryable: bool = False,
-        request_id: str | None = None,
-        param: str | None = None,
-    ) -> None:
-        super().__init__(f"{message} [{status} {code}]" if status else f"{message} [{code}]")
-        self.message = message
-        self.code = code
-        self.status = status
-        self.retryable = retryable
-        self.request_id = request_id
-        self.param = param
-        self.retry_after_s: float | None = None
-        self.shapeless = False  # a 5xx that some proxy made, so nothing is known about the request
-
-
-class InvalidRequestError(WeftAPIError): ...
-
-
-class NotFoundError(WeftAPIError): ...
-
-
-class ConflictError(WeftAPIError): ...
-
-
-class ForeignTokenError(ConflictError): ...
-
-
-class RateLimitError(WeftAPIError): ...
-
-
-class UnavailableError(WeftAPIError): ...
-
-
-class InternalServerError(WeftAPIError): ...
-
-
-class ConnectionFailed(WeftAPIError): ...
 
 
 class _Session:
@@ -143,23 +110,31 @@ class _Session:
         headers = dict(call.headers)
         if call.reads and (token := self.version) is not None:
             headers["x-weft-min-version"] = token
-        content = None
+        content: Any = None
         if call.body is not None:
             content = orjson.dumps(call.body)
             headers["content-type"] = "application/json"
+        elif call.upload is not None:
+            content = call.upload.chunks()
+            if isinstance(http, httpx.AsyncClient):
+                content = _read_in_threads(content)
+            headers |= {"content-type": call.upload.content_type, "content-length": str(call.upload.length)}
         return http.build_request(
             call.method,
             call.path,
             params=dict(call.params) or None,
             content=content,
             headers=headers,
-            timeout=min(self._timeout_s, max(left_s, 0.001)),
+            timeout=min(call.timeout_s or self._timeout_s, max(left_s, 0.001)),
         )
+
+    def _deadline(self, call: Call[Any]) -> float:
+        return time.monotonic() + max(self._deadline_s, call.timeout_s or 0)
 
     def _accept(self, call: Call[T], response: httpx.Response) -> T:
         """The parsed answer; raises WeftAPIError."""
         if response.status_code not in call.accepted:
-            error = _error_of(response)
+            error = error_of(response)
             if isinstance(error, ForeignTokenError):
                 with self._lock:
                     self._token = None
@@ -168,7 +143,7 @@ class _Session:
             data = orjson.loads(response.content)
             result = call.parse(data)
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as exception:
-            raise _shapeless(response, "the answer is not one of this API") from exception
+            raise shapeless(response, "the answer is not one of this API") from exception
         if isinstance(data, dict):
             self.observe(data.get("version"))
         return result
@@ -189,8 +164,18 @@ class _Session:
         if not again or attempt >= self._max_attempts or delay >= left_s:
             if isinstance(error, WeftAPIError):
                 raise error
-            raise _no_answer(error) from error
+            raise no_answer(error) from error
         return delay
+
+
+async def _read_in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
+
+
+def _streamed(call: Call[Generated]) -> Call[Generated]:
+    body = {**call.body, "stream": True} if isinstance(call.body, dict) else call.body
+    return replace(call, body=body)
 
 
 def _sync(build: Callable[P, Call[T]]) -> Callable[Concatenate[WeftClient, P], T]:
@@ -239,7 +224,7 @@ class WeftClient(_Session):
 
     def send(self, call: Call[T]) -> T:
         """Send any call of `client_calls`, with retries."""
-        end, attempt = time.monotonic() + self._deadline_s, 0
+        end, attempt = self._deadline(call), 0
         while True:
             attempt += 1
             try:
@@ -248,6 +233,20 @@ class WeftClient(_Session):
             except (httpx.TransportError, WeftAPIError) as error:
                 delay = self._delay(call, error, attempt, end - time.monotonic())
             self._sleep(delay)
+
+    def stream(self, text: str | None = None, **options: Any) -> GenerationStream:
+        """An answer as it comes; the arguments are those of `generate`. Not repeated when it breaks."""
+        call = _streamed(generation.generate(text, **options))
+        request = self._request(self._http, call, GENERATION_TIMEOUT_S)
+        try:
+            response = self._http.send(request, stream=True)
+            if response.status_code != 200:
+                response.read()
+                response.close()
+                self._accept(call, response)
+        except httpx.TransportError as error:
+            raise no_answer(error) from error
+        return GenerationStream(response, self.observe)
 
     put_user = _sync(calls.put_user)
     get_user = _sync(calls.get_user)
@@ -274,6 +273,15 @@ class WeftClient(_Session):
     embedding = _sync(calls.embedding)
     list_encoders = _sync(calls.list_encoders)
     activate_encoder = _sync(calls.activate_encoder)
+    generate = _sync(generation.generate)
+    generate_batch = _sync(generation.generate_batch)
+    list_models = _sync(generation.list_models)
+    list_adapters = _sync(adapters.list_adapters)
+    put_adapter = _sync(adapters.put_adapter)
+    delete_adapter = _sync(adapters.delete_adapter)
+    activate_adapter = _sync(adapters.activate_adapter)
+    roll_back_adapter = _sync(adapters.roll_back_adapter)
+    adapter_history = _sync(adapters.adapter_history)
     live = _sync(calls.live)
     ready = _sync(calls.ready)
     status = _sync(calls.status)
@@ -309,7 +317,7 @@ class AsyncWeftClient(_Session):
 
     async def send(self, call: Call[T]) -> T:
         """Send any call of `client_calls`, with retries."""
-        end, attempt = time.monotonic() + self._deadline_s, 0
+        end, attempt = self._deadline(call), 0
         while True:
             attempt += 1
             try:
@@ -318,6 +326,20 @@ class AsyncWeftClient(_Session):
             except (httpx.TransportError, WeftAPIError) as error:
                 delay = self._delay(call, error, attempt, end - time.monotonic())
             await self._sleep(delay)
+
+    async def stream(self, text: str | None = None, **options: Any) -> AsyncGenerationStream:
+        """An answer as it comes; the arguments are those of `generate`. Not repeated when it breaks."""
+        call = _streamed(generation.generate(text, **options))
+        request = self._request(self._http, call, GENERATION_TIMEOUT_S)
+        try:
+            response = await self._http.send(request, stream=True)
+            if response.status_code != 200:
+                await response.aread()
+                await response.aclose()
+                self._accept(call, response)
+        except httpx.TransportError as error:
+            raise no_answer(error) from error
+        return AsyncGenerationStream(response, self.observe)
 
     put_user = _async(calls.put_user)
     get_user = _async(calls.get_user)
@@ -344,49 +366,15 @@ class AsyncWeftClient(_Session):
     embedding = _async(calls.embedding)
     list_encoders = _async(calls.list_encoders)
     activate_encoder = _async(calls.activate_encoder)
+    generate = _async(generation.generate)
+    generate_batch = _async(generation.generate_batch)
+    list_models = _async(generation.list_models)
+    list_adapters = _async(adapters.list_adapters)
+    put_adapter = _async(adapters.put_adapter)
+    delete_adapter = _async(adapters.delete_adapter)
+    activate_adapter = _async(adapters.activate_adapter)
+    roll_back_adapter = _async(adapters.roll_back_adapter)
+    adapter_history = _async(adapters.adapter_history)
     live = _async(calls.live)
     ready = _async(calls.ready)
     status = _async(calls.status)
-
-
-def _error_of(response: httpx.Response) -> WeftAPIError:
-    try:
-        shape = orjson.loads(response.content)["error"]
-        message = shape["message"]
-        if shape["code"] == "foreign_token":
-            message = (
-                f"the service holds another store than before; the remembered version is dropped: {message}"
-            )
-        error = _kind_of(response.status_code, shape["code"])(
-            message,
-            code=shape["code"],
-            status=response.status_code,
-            retryable=bool(shape["retryable"]),
-            request_id=shape["request_id"],
-            param=shape["param"],
-        )
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return _shapeless(response, "the answer has no error of this API; a proxy may have made it")
-    after = response.headers.get("retry-after", "")
-    error.retry_after_s = min(float(after), 60.0) if after.isdigit() else None
-    return error
-
-
-def _kind_of(status: int, code: str) -> type[WeftAPIError]:
-    if code == "foreign_token":
-        return ForeignTokenError
-    kinds = {404: NotFoundError, 409: ConflictError, 429: RateLimitError, 503: UnavailableError}
-    return kinds.get(status, InternalServerError if status >= 500 else InvalidRequestError)
-
-
-def _shapeless(response: httpx.Response, message: str) -> WeftAPIError:
-    status = response.status_code
-    kind = InvalidRequestError if 400 <= status < 500 else InternalServerError
-    error = kind(message, code="shapeless", status=status, request_id=response.headers.get("x-request-id"))
-    error.shapeless = status >= 500
-    return error
-
-
-def _no_answer(error: Exception) -> WeftAPIError:
-    code = "timeout" if isinstance(error, httpx.TimeoutException) else "connection_failed"
-    return ConnectionFailed(f"no answer from the service: {error}", code=code, status=0, retryable=True)

@@ -6,7 +6,7 @@ Nothing here sends anything. `deployments.client` turns every function into a me
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, NotRequired, TypedDict, TypeVar
 from urllib.parse import quote
@@ -39,6 +39,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
+class Upload:
+    """A body that is too large to hold: `chunks` starts over for every attempt."""
+
+    content_type: str
+    length: int
+    chunks: Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
     """A request and how to read its answer. `idempotent`: may be repeated, whatever became of the first."""
 
@@ -51,6 +60,8 @@ class Call(Generic[T]):
     idempotent: bool = True
     reads: bool = True  # carries the remembered version
     accepted: tuple[int, ...] = (200,)
+    upload: Upload | None = None  # instead of `body`
+    timeout_s: float | None = None  # when it may take longer than the client's own limits
 
 
 # -------------------------------------------------------------------------------------------------- inputs
@@ -80,15 +91,15 @@ class ItemInput(TypedDict):
 
 def put_user(user_id: str, attributes: Mapping[str, Any] | None = None) -> Call[Written]:
     """Create a user or replace its attributes."""
-    return _write("PUT", f"/v1/users/{_segment(user_id)}", {"attributes": dict(attributes or {})})
+    return _write("PUT", f"/v1/users/{segment(user_id)}", {"attributes": dict(attributes or {})})
 
 
 def get_user(user_id: str) -> Call[User]:
-    return Call("GET", f"/v1/users/{_segment(user_id)}", lambda data: build(User, data))
+    return Call("GET", f"/v1/users/{segment(user_id)}", lambda data: build(User, data))
 
 
 def delete_user(user_id: str) -> Call[Written]:
-    return _write("DELETE", f"/v1/users/{_segment(user_id)}")
+    return _write("DELETE", f"/v1/users/{segment(user_id)}")
 
 
 def list_users(limit: int = 100, after: str | None = None) -> Call[Page[User]]:
@@ -103,7 +114,7 @@ def put_item(
 ) -> Call[Written]:
     """Create an item or replace its metadata."""
     body = {"title": title, "tags": list(tags), "year": year, "text": text}
-    return _write("PUT", f"/v1/items/{_segment(item_id)}", body)
+    return _write("PUT", f"/v1/items/{segment(item_id)}", body)
 
 
 def put_items(items: Iterable[ItemInput]) -> Call[Written]:
@@ -112,11 +123,11 @@ def put_items(items: Iterable[ItemInput]) -> Call[Written]:
 
 
 def get_item(item_id: str) -> Call[Item]:
-    return Call("GET", f"/v1/items/{_segment(item_id)}", lambda data: build(Item, data))
+    return Call("GET", f"/v1/items/{segment(item_id)}", lambda data: build(Item, data))
 
 
 def delete_item(item_id: str) -> Call[Written]:
-    return _write("DELETE", f"/v1/items/{_segment(item_id)}")
+    return _write("DELETE", f"/v1/items/{segment(item_id)}")
 
 
 def list_items(limit: int = 100, after: str | None = None) -> Call[Page[Item]]:
@@ -133,7 +144,7 @@ def similar_items(
 ) -> Call[Similar]:
     """The items closest to one item, by who rated them ("graph") or by what they say ("text")."""
     params = {"n": n, "tags": list(tags), "exclude": list(exclude), "by": by}
-    return Call("GET", f"/v1/items/{_segment(item_id)}/similar", similar_of, params)
+    return Call("GET", f"/v1/items/{segment(item_id)}/similar", similar_of, params)
 
 
 # ------------------------------------------------------------------------------------------------- ratings
@@ -151,11 +162,11 @@ def rate_many(ratings: Iterable[RatingInput]) -> Call[Written]:
 
 
 def delete_rating(user_id: str, item_id: str) -> Call[Written]:
-    return _write("DELETE", f"/v1/users/{_segment(user_id)}/ratings/{_segment(item_id)}")
+    return _write("DELETE", f"/v1/users/{segment(user_id)}/ratings/{segment(item_id)}")
 
 
 def list_ratings(user_id: str, limit: int = 100, after: str | None = None) -> Call[Page[Rating]]:
-    return _page(f"/v1/users/{_segment(user_id)}/ratings", "ratings", Rating, limit, after)
+    return _page(f"/v1/users/{segment(user_id)}/ratings", "ratings", Rating, limit, after)
 
 
 # ----------------------------------------------------------------------------------------- recommendations
@@ -186,7 +197,7 @@ def recommend(
     ):
         if flag is not default:
             params[name] = "true" if flag else "false"
-    return Call("GET", f"/v1/users/{_segment(user_id)}/recommendations", recommendations_of, params)
+    return Call("GET", f"/v1/users/{segment(user_id)}/recommendations", recommendations_of, params)
 
 
 def recommend_many(
@@ -219,8 +230,8 @@ def embed(
 ) -> Call[TextVectors]:
     """Vectors of one text or up to 2,048; without `truncate`, a text beyond the model's window is refused."""
     body: dict[str, Any] = {"input": _texts(texts), "encoding_format": "base64"}
-    body |= _given(model=model, dimensions=dimensions)
-    options = {"truncate": truncate} | _given(prompt=prompt)
+    body |= given(model=model, dimensions=dimensions)
+    options = {"truncate": truncate} | given(prompt=prompt)
     return Call("POST", "/v1/embeddings", text_vectors_of, body=body | {"weft": options}, reads=False)
 
 
@@ -234,13 +245,13 @@ def search(
 ) -> Call[Found]:
     """The items that mean what a text says."""
     body = {"query": query, "n": n, "tags": list(tags), "exclude": list(exclude)}
-    body |= _given(candidates=None if candidates is None else list(candidates))
+    body |= given(candidates=None if candidates is None else list(candidates))
     return Call("POST", "/v1/search", found_of, body=body)
 
 
 def rerank(query: str, documents: Iterable[str], top_n: int | None = None) -> Call[Reranked]:
     """Up to 1,000 documents in the order of their closeness to a query."""
-    body = {"query": query, "documents": _texts(documents)} | _given(top_n=top_n)
+    body = {"query": query, "documents": _texts(documents)} | given(top_n=top_n)
     return Call("POST", "/v1/rerank", reranked_of, body=body, reads=False)
 
 
@@ -253,7 +264,7 @@ def invalidate_cache(
 ) -> Call[int]:
     """Drop entries of the embedding cache: all, those of a model, or those of texts; answers how many."""
     what: dict[str, Any] = {"all": True} if everything else {}
-    what |= _given(model=model, texts=_texts(texts) or None)
+    what |= given(model=model, texts=_texts(texts) or None)
     if len(what) != 1:
         raise ValueError("invalidate_cache takes exactly one of everything=True, model and texts")
     return Call("POST", "/v1/cache/invalidate", lambda data: int(data["dropped"]), body=what, reads=False)
@@ -264,9 +275,7 @@ def invalidate_cache(
 
 def embedding(node_id: str, kind: str | None = None) -> Call[Embedding]:
     params = {} if kind is None else {"kind": kind}
-    return Call(
-        "GET", f"/v1/nodes/{_segment(node_id)}/embedding", lambda data: build(Embedding, data), params
-    )
+    return Call("GET", f"/v1/nodes/{segment(node_id)}/embedding", lambda data: build(Embedding, data), params)
 
 
 def list_encoders() -> Call[tuple[Encoder, ...]]:
@@ -277,7 +286,7 @@ def list_encoders() -> Call[tuple[Encoder, ...]]:
 
 def activate_encoder(digest: str) -> Call[Written]:
     # Takes no Idempotency-Key, and a second activation is a second entry in the audit.
-    path = f"/v1/encoders/{_segment(digest)}/activate"
+    path = f"/v1/encoders/{segment(digest)}/activate"
     return Call("POST", path, lambda data: build(Written, data), idempotent=False, reads=False)
 
 
@@ -297,7 +306,7 @@ def status() -> Call[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------- helpers
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
     if not text or "/" in text or text in (".", ".."):
         raise ValueError(f"{text!r} cannot be an id: ids are not empty, not '.' or '..', and hold no '/'")
     return quote(text, safe="")
@@ -307,7 +316,7 @@ def _texts(texts: str | Iterable[str]) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
 
 
-def _given(**values: object) -> dict[str, Any]:
+def given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from deployments import client as module
-from deployments import client_calls
+from deployments import client_adapters, client_calls, client_generation
 from deployments.client import (
     AsyncWeftClient,
     ConflictError,
@@ -121,13 +121,13 @@ def _outcome(call: Callable[[], object]) -> Callable[[], object]:
 def test_both_clients_have_every_call() -> None:
     built = {
         name
-        for name, function in vars(client_calls).items()
+        for calls in (client_calls, client_generation, client_adapters)
+        for name, function in vars(calls).items()
         if inspect.isfunction(function)
         and not name.startswith("_")
-        and function.__module__ == client_calls.__name__
-        and name not in ("dataclass", "field", "fields", "quote")
+        and str(inspect.signature(function).return_annotation).startswith("Call")
     }
-    assert len(built) == 28
+    assert len(built) == 37
     for kind in (WeftClient, AsyncWeftClient):
         assert built <= set(vars(kind))
     assert set(module.__all__) >= {"WeftClient", "AsyncWeftClient", "WeftAPIError"}
