@@ -16,6 +16,8 @@ BENCHMARKS = (
     "text_encoder",
     "search",
     "cache",
+    "generation",
+    "adapters",
 )
 
 if __name__ == "__main__":
