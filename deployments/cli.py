@@ -141,8 +141,20 @@ def _welcome(settings: Settings) -> None:
     print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'")
     print(
         f"  curl -X POST {settings.url}/v1/search -H 'content-type: application/json' \\\n"
-        '       -d \'{"query": "a love story at sea", "n": 3}\'\n'
+        '       -d \'{"query": "a love story at sea", "n": 3}\''
     )
+    model = settings.language_model
+    if model.enabled:
+        print(
+            f"  curl -X POST {settings.url}/v1/generate -H 'content-type: application/json' \\\n"
+            f'       -d \'{{"user_id": "{user}", "text": "What should I watch?", "max_tokens": 20}}\''
+        )
+    print()
+    if model.enabled and not model.model:
+        print(
+            "No language model is set: a stand-in with random weights answers, and its words mean nothing.\n"
+            "WEFT_LANGUAGE_MODEL__MODEL=path/to/model sets a real one (docs/generation.md).\n"
+        )
     print("Ctrl-C stops it.", flush=True)
 
 

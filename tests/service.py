@@ -133,6 +133,8 @@ def environment(data_dir: Path, port: int, mark: str = "") -> dict[str, str]:
         # Quick to start, and anybody can say what its vectors are.
         "WEFT_TEXT_EMBEDDER__BACKEND": "hashing",
         "WEFT_TEXT_EMBEDDER__MODEL": "hashing",
+        # Seconds of every start; tests that are about it switch it on.
+        "WEFT_LANGUAGE_MODEL__ENABLED": "false",
         # A file of its own: the Redis of this machine belongs to somebody else.
         "WEFT_CACHE__URL": f"sqlite:///{data_dir / 'embeddings.sqlite'}",
         "UNDER_TEST": mark,

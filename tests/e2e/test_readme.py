@@ -40,6 +40,7 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
     extra |= {  # as a user has it
         "WEFT_TEXT_EMBEDDER__BACKEND": "sentence-transformers",
         "WEFT_TEXT_EMBEDDER__MODEL": "all-MiniLM-L6-v2",
+        "WEFT_LANGUAGE_MODEL__ENABLED": "true",
     }
     service = launch(tmp_path / "data", tmp_path, command, cwd=clone, extra=extra)
     try:
@@ -53,7 +54,8 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         url = re.search(r"Weft is ready at (http://\S+)", printed)
         assert url is not None
         assert url[1] == service.url
-        first, write, second, search = _commands(printed)
+        first, write, second, search, generate = _commands(printed)
+        assert "its words mean nothing" in printed
 
         before = json.loads(_shell(first))
         written = json.loads(_shell(write))
@@ -70,6 +72,9 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         assert found["results"]
         assert found["text_model"].startswith("all-minilm-l6-v2-")
         assert found["waiting"] == 0
+        said = json.loads(_shell(generate))
+        assert said["output"]
+        assert (said["adapter"], said["source"], said["model"]) == (None, "base", "stand-in-model")
 
         service.interrupt()
         # `make` itself dies of the interrupt; what it started ends in order.
@@ -87,10 +92,10 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
 
 
 def _commands(printed: str) -> list[str]:
-    """The four indented curl commands; a backslash continues one."""
+    """The five indented curl commands; a backslash continues one."""
     joined = printed.replace("\\\n", " ")
     commands = [line.strip() for line in joined.splitlines() if line.startswith("  curl ")]
-    assert len(commands) == 4, printed
+    assert len(commands) == 5, printed
     return commands
 
 
