@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,10 +13,15 @@ from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.ingress import (
+    adapters,
     cache,
+    chat,
+    completions,
     embeddings,
     encoders,
+    generate,
     items,
+    models,
     nodes,
     operations,
     ratings,
@@ -27,9 +33,13 @@ from deployments.ingress.backend import Backend
 from deployments.ingress.edge import Edge
 from deployments.ingress.exchange import Service
 from deployments.ingress.schemas import ErrorAnswer
+from deployments.ingress.uploads import SLACK_BYTES
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+MAX_UPLOAD_BYTES = 256 * 1024 * 1024
 
+# OpenAPI does not say that a parameter may hold slashes.
+_PATHS = {"/v1/models/{model_id}": "/v1/models/{model_id:path}"}
 _DESCRIPTION = """
 A live recommender: what was written is visible in the next read.
 
@@ -44,22 +54,32 @@ def create_app(
     backend_factory: Callable[[], Backend],
     *,
     max_body_bytes: int = MAX_BODY_BYTES,
+    max_upload_bytes: int = MAX_UPLOAD_BYTES,
+    upload_dir: Path | None = None,
     remembered_nodes: int = 100_000,
     loopback_only: bool = False,
     version: str = "0.1.0",
 ) -> FastAPI:
     """The application over a backend, which is made when the first request needs it.
 
-    `remembered_nodes`: users, and as many items, whose latest acknowledged version this replica keeps.
+    `max_upload_bytes`: the largest adapter that may be uploaded. `upload_dir`: the folder that receives it;
+    None: adapters are put by their path in the inbox alone.
+    `remembered_nodes`: users, and as many items and adapters, whose latest acknowledged version this replica
+    keeps.
     `loopback_only`: answer requests that name this machine in `Host`, and take writes from web pages of this
     machine alone; for a service that has no other protection.
     """
-    service = Service(backend_factory, remembered_nodes)
-    app = _Application(service, max_body_bytes, loopback_only, version)
+    service = Service(backend_factory, remembered_nodes, upload_dir)
+    app = _Application(service, max_body_bytes, max_upload_bytes + SLACK_BYTES, loopback_only, version)
     for module in (
         recommendations,
         search,
         embeddings,
+        chat,
+        completions,
+        generate,
+        models,
+        adapters,
         ratings,
         users,
         items,
@@ -75,7 +95,14 @@ def create_app(
 class _Application(FastAPI):
     """FastAPI inside the edge, without the error layers of its own that would answer in another shape."""
 
-    def __init__(self, service: Service, max_body_bytes: int, loopback_only: bool, version: str) -> None:
+    def __init__(
+        self,
+        service: Service,
+        max_body_bytes: int,
+        max_upload_bytes: int,
+        loopback_only: bool,
+        version: str,
+    ) -> None:
         super().__init__(
             title="Weft",
             version=version,
@@ -85,7 +112,7 @@ class _Application(FastAPI):
             responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
         )
         self.state.service = service
-        self._edge = Edge(self._routed, service, max_body_bytes, loopback_only)
+        self._edge = Edge(self._routed, service, max_body_bytes, max_upload_bytes, loopback_only)
         self._allowed: list[tuple[Any, list[str]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,7 +142,7 @@ class _Application(FastAPI):
         """All methods of a path. A router knows only those of the first route that matches it."""
         if not self._allowed:
             self._allowed = [
-                (compile_path(template)[0], [method.upper() for method in operations])
+                (compile_path(_PATHS.get(template, template))[0], [method.upper() for method in operations])
                 for template, operations in self.openapi()["paths"].items()
             ]
         return ", ".join(m for pattern, methods in self._allowed if pattern.match(path) for m in methods)

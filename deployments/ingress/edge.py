@@ -21,6 +21,7 @@ from deployments.ingress.exchange import Exchange, Service
 from deployments.ingress.loopback import LoopbackOnly
 from deployments.ingress.operations import alive
 from deployments.ingress.recommendations import recommend_user
+from deployments.ingress.uploads import is_upload
 
 logger = logging.getLogger("weft.ingress")
 
@@ -32,15 +33,22 @@ _JSON = (b"content-type", b"application/json")
 class Edge:
     """Wraps the application; every answer leaves through here with its `x-request-id`.
 
+    `max_upload_bytes` bounds the bodies of uploads in place of `max_body_bytes`: they go to a file.
     `loopback_only`: refuse what does not come from this machine, see `LoopbackOnly`.
     """
 
     def __init__(
-        self, app: ASGIApp, service: Service, max_body_bytes: int, loopback_only: bool = False
+        self,
+        app: ASGIApp,
+        service: Service,
+        max_body_bytes: int,
+        max_upload_bytes: int,
+        loopback_only: bool = False,
     ) -> None:
         self._app = app
         self._service = service
         self._max_body_bytes = max_body_bytes
+        self._max_upload_bytes = max_upload_bytes
         self._loopback_only = LoopbackOnly() if loopback_only else None
         # A random start and a counter: unique without asking the system for randomness each time.
         self._prefix = secrets.token_hex(6)
@@ -63,7 +71,7 @@ class Edge:
                 self._loopback_only.check(scope["method"], headers)
             body = await self._hot(exchange)
             if body is None:
-                limited = self._limited(headers, receive)
+                limited = self._limited(scope, headers, receive)
 
                 async def identified(message: Message) -> None:
                     nonlocal answered
@@ -100,12 +108,13 @@ class Edge:
         match = _RECOMMENDATIONS.fullmatch(path)
         return None if match is None else await recommend_user(exchange, match[1])
 
-    def _limited(self, headers: dict[bytes, bytes], receive: Receive) -> Receive:
+    def _limited(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Receive:
         """Refuse a declared length at once, and count what arrives: a chunked body declares none."""
-        limit = self._max_body_bytes
+        upload = is_upload(scope, headers)
+        limit = self._max_upload_bytes if upload else self._max_body_bytes
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared[:20]) > limit:
-            raise _too_large(limit)
+            raise _too_large(limit, upload)
         received = 0
 
         async def counted() -> Message:
@@ -114,15 +123,16 @@ class Edge:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > limit:
-                    raise _too_large(limit)
+                    raise _too_large(limit, upload)
             return message
 
         return counted
 
 
-def _too_large(limit: int) -> HTTPException:
+def _too_large(limit: int, upload: bool) -> HTTPException:
     # FastAPI turns any other exception raised while a body is read into a 400 of its own.
-    return HTTPException(413, f"the body is larger than {limit:,} bytes; send several smaller requests")
+    advice = "WEFT_ADAPTERS__MAX_ADAPTER_BYTES allows more" if upload else "send several smaller requests"
+    return HTTPException(413, f"the body is larger than {limit:,} bytes; {advice}")
 
 
 def _headers_of(failure: Failure) -> list[tuple[bytes, bytes]]:

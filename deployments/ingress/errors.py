@@ -28,6 +28,7 @@ _HIDDEN = {
     "not_yet": "the view has not reached `min_version` in time; repeat the request",
     "snapshot_required": "a replica is behind the change feed and reloads; repeat the request",
     "not_ready": "the service is still starting; repeat the request",
+    "out_of_memory": "the model's memory did not suffice; try a shorter prompt or later",
 }
 _UNAVAILABLE = "a part of the service does not answer right now; repeat the request"
 _INTERNAL = "the service failed on this request; its log has the cause under this request id"

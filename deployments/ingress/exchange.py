@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +14,7 @@ from starlette.types import Scope
 
 from deployments.ingress.backend import Backend
 from deployments.ingress.queries import QuerySpec, refuse_query
+from deployments.ingress.uploads import Uploads
 from deployments.ingress.versions import Acknowledged, required_version
 from graph.errors import InvalidInput
 from graph.schema import Idempotency, Operation, WriteRequest, WriteResult
@@ -23,11 +25,15 @@ MAX_KEY_CHARS = 200
 class Service:
     """What the replica holds: the backend, made when first needed, and the writes it acknowledged."""
 
-    def __init__(self, backend_factory: Callable[[], Backend], remembered: int) -> None:
+    def __init__(
+        self, backend_factory: Callable[[], Backend], remembered: int, upload_dir: Path | None = None
+    ) -> None:
         self._backend_factory = backend_factory
         self._backend: Backend | None = None
         self.users = Acknowledged(remembered)
         self.items = Acknowledged(remembered)
+        self.adapters = Acknowledged(remembered)  # by `scope/name` of the pointer, and "" for all of them
+        self.uploads = Uploads(upload_dir)
 
     @property
     def backend(self) -> Backend:
@@ -55,9 +61,17 @@ class Exchange:
         return f"{self.backend.store_id}.{version}"
 
     def min_version(
-        self, token: str | None = None, *, user_id: str | None = None, item_ids: Iterable[str] = ()
+        self,
+        token: str | None = None,
+        *,
+        user_id: str | None = None,
+        item_ids: Iterable[str] = (),
+        adapters: Iterable[str] = (),
     ) -> int:
-        """What the views must have reached before this read is answered."""
+        """What the views must have reached before this read is answered.
+
+        `adapters`: pointers it depends on, as `scope/name`; "" is all of them.
+        """
         store_id = self.backend.store_id
         version = 0
         header = self.headers.get(b"x-weft-min-version")
@@ -68,7 +82,15 @@ class Exchange:
             version = max(version, self.service.users.version_of(store_id, user_id))
         for item_id in item_ids:
             version = max(version, self.service.items.version_of(store_id, item_id))
+        for pointer in adapters:
+            version = max(version, self.service.adapters.version_of(store_id, pointer))
         return version
+
+    def remember_adapter(self, pointer: str, version: int) -> None:
+        """A change of `scope/name` was acknowledged: what is read here from now on has it."""
+        store_id = self.backend.store_id
+        self.service.adapters.remember(store_id, pointer, version)
+        self.service.adapters.remember(store_id, "", version)
 
     def read(
         self, spec: QuerySpec, *, user_id: str | None = None, item_id: str | None = None

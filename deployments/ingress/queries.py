@@ -16,6 +16,7 @@ from urllib.parse import unquote_plus
 from deployments.ingress.identifiers import check_id
 from graph.errors import InvalidInput
 from graph.schema import LABEL_RULE, MAX_TAG_CHARS, MAX_TAGS, RATING_HIGH, RATING_LOW, is_label
+from models.adapter_pointers import ADAPTER_SCOPES
 
 MAX_N = 1_000
 MAX_PAGE = 1_000
@@ -203,10 +204,10 @@ def _text(text: str, name: str) -> str:
     return text
 
 
-def _choice(first: str, second: str) -> Callable[[str, str], str]:
+def _choice(*allowed: str) -> Callable[[str, str], str]:
     def read(text: str, name: str) -> str:
-        if text not in (first, second):
-            raise InvalidInput(f"{name} is {text[:40]!r}, allowed are {first} and {second}", param=name)
+        if text not in allowed:
+            raise InvalidInput(f"{name} is {text[:40]!r}, allowed are {' and '.join(allowed)}", param=name)
         return text
 
     return read
@@ -245,15 +246,25 @@ _EXCLUDE = Parameter(
 )
 
 READ = QuerySpec()
-PAGE = QuerySpec(
+_LIMIT = Parameter(
+    "limit",
+    _integer(1, MAX_PAGE),
+    {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
+    "Records per page.",
+    default=100,
+)
+_AFTER = Parameter("after", _cursor, {"type": "string"}, "`next` of the page before.")
+PAGE = QuerySpec(_LIMIT, _AFTER)
+ADAPTERS = QuerySpec(
+    _LIMIT,
+    _AFTER,
     Parameter(
-        "limit",
-        _integer(1, MAX_PAGE),
-        {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
-        "Records per page.",
-        default=100,
+        "scope",
+        _choice(*ADAPTER_SCOPES),
+        {"type": "string", "enum": list(ADAPTER_SCOPES)},
+        "Only adapters of users, of domains, or the one of everybody.",
     ),
-    Parameter("after", _cursor, {"type": "string"}, "`next` of the page before."),
+    Parameter("name", check_id, {"type": "string"}, "Only adapters of this user or domain."),
 )
 SIMILAR = QuerySpec(
     _N,

@@ -50,6 +50,7 @@ from graph.schema import (
     WriteRequest,
     WriteResult,
 )
+from tests.deployments.ingress.fake_generation import FakeGeneration
 
 ENCODER = "e" * 16
 MODEL, TEXT_MODEL = "fake/Text-Model", "text-model-0123456789ab"
@@ -58,7 +59,7 @@ WINDOW = 8  # words
 
 
 @dataclass
-class FakeBackend:
+class FakeBackend(FakeGeneration):
     """`raises` is raised by every call; `view_version` (None: the head) is how far reads have come."""
 
     store_id: str = "store1"

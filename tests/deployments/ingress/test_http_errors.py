@@ -20,7 +20,16 @@ ROUTES = [
     for method in operations
 ]
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
-IDS = {"user_id": "ada", "item_id": "i0", "node_id": "ada", "digest": ENCODER}
+IDS = {
+    "user_id": "ada",
+    "item_id": "i0",
+    "node_id": "ada",
+    "digest": ENCODER,
+    "scope": "user",
+    "name": "ada",
+    "version": "v1",
+    "model_id": "user/ada",
+}
 BODIES = {
     "/v1/users/{user_id}": {"attributes": {}},
     "/v1/items/{item_id}": {"title": "A"},
@@ -32,6 +41,12 @@ BODIES = {
     "/v1/search": {"query": "a"},
     "/v1/rerank": {"query": "a", "documents": ["b"]},
     "/v1/cache/invalidate": {"all": True},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
+    "/v1/completions": {"prompt": "a"},
+    "/v1/generate": {"text": "a"},
+    "/v1/generate/batch": {"requests": [{"text": "a"}]},
+    "/v1/adapters/{scope}/{name}/versions/{version}": {"path": "a"},
+    "/v1/adapters/{scope}/{name}/activate": {"version": "v1"},
 }
 
 
@@ -42,7 +57,7 @@ def call(http: httpx.AsyncClient, method: str, path: str, **kwargs):
 
 
 def test_the_contract_has_all_its_routes() -> None:
-    assert len(ROUTES) == 27
+    assert len(ROUTES) == 39
     assert ("POST", "/v1/encoders/{digest}/activate") in ROUTES
 
 
@@ -89,7 +104,7 @@ async def test_garbage_bodies(http: httpx.AsyncClient, method: str, path: str, b
 
 @pytest.mark.parametrize("path", sorted(BODIES))
 async def test_other_content_types(http: httpx.AsyncClient, path: str) -> None:
-    method = "PUT" if "{" in path else "POST"
+    method = "PUT" if ("PUT", path) in ROUTES else "POST"
     headers = {"content-type": "text/plain"}
     response = await http.request(method, path.format(**IDS), content=b"{}", headers=headers)
     error_of(response, 415, "unsupported_media_type")
@@ -101,7 +116,7 @@ async def test_unexpected_exceptions(
 ) -> None:
     backend.raises = RuntimeError("the secret of /etc/weft")
     response = await call(http, method, path)
-    if path == "/v1/recommendations":
+    if path in ("/v1/recommendations", "/v1/generate/batch"):
         error = response.json()["results"][0]["error"]
     else:
         error = error_of(response, 500, "internal")

@@ -3,50 +3,17 @@
 from __future__ import annotations
 
 import base64
-import socket
-import threading
-import time
-from collections.abc import Iterator
 
 import httpx2
 import numpy as np
 import openai
 import pytest
-import uvicorn
 
 from deployments.ingress.application import create_app
 from graph.errors import Overloaded, Unavailable
 from tests.deployments.ingress.fake_backend import MODEL, SHORT, TEXT_MODEL, FakeBackend, vector_of
 
 TEXTS = ["a quiet film", "rain", "Zoë ☃"]
-
-
-@pytest.fixture
-def served(backend: FakeBackend) -> Iterator[str]:
-    """The application as it is served: one of this machine alone, behind a real server."""
-    app = create_app(lambda: backend, loopback_only=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", lifespan="off"))
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            deadline = time.monotonic() + 10
-            while not server.started:
-                assert thread.is_alive(), "the server ended while starting"
-                assert time.monotonic() < deadline, "the server has not started within 10 s"
-                time.sleep(0.005)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join(10)
-    assert not thread.is_alive()
-
-
-@pytest.fixture
-def client(served: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served, api_key="x", max_retries=0) as client:
-        yield client
 
 
 def check(answer: openai.types.CreateEmbeddingResponse, texts: list[str]) -> None:

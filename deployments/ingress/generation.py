@@ -1,0 +1,112 @@
+"""What the three routes of generation share: a query from a body, the start of a stream, facts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+from starlette.requests import Request
+
+from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, Started
+from deployments.ingress.event_stream import close, until_gone
+from deployments.ingress.exchange import Exchange
+from deployments.ingress.generation_schemas import AnyGenerationBody
+from models.adapter_pointers import GLOBAL_NAME
+from models.language_model.protocol import TokenLogprob
+
+
+def query_of(exchange: Exchange, body: AnyGenerationBody, request_id: str | None = None) -> GenerateQuery:
+    """The query a body asks for. Raises InvalidInput and ForeignToken."""
+    selection = body.selection
+    blend = tuple((part.adapter, part.weight) for part in selection.blend or ())
+    named = [text for text in (body.model, selection.adapter, *(part[0] for part in blend)) if text]
+    return GenerateQuery(
+        prompt=body.prompt(),
+        sampling=body.sampling(),
+        user_id=body.user_id,
+        domain=selection.domain,
+        adapter=selection.adapter,
+        blend=blend,
+        model=body.model,
+        min_version=exchange.min_version(
+            user_id=body.user_id, adapters=_pointers(body.user_id, selection.domain, named)
+        ),
+        request_id=exchange.request_id if request_id is None else request_id,
+    )
+
+
+def _pointers(user_id: str | None, domain: str | None, named: Iterable[str]) -> list[str]:
+    """The pointers an answer may depend on, as `scope/name`."""
+    pointers = [f"global/{GLOBAL_NAME}", *("/".join(reference.split("/")[:2]) for reference in named)]
+    if user_id is not None:
+        pointers.append(f"user/{user_id}")
+    if domain is not None:
+        pointers.append(f"domain/{domain}")
+    return pointers
+
+
+async def generated(request: Request, exchange: Exchange, query: GenerateQuery) -> GenerateAnswer:
+    """A whole answer; given up when the client goes away."""
+    return await until_gone(request, exchange.backend.generate(query))
+
+
+async def begun(
+    request: Request, exchange: Exchange, query: GenerateQuery
+) -> tuple[Started, AsyncIterator[Started | Delta | Ended]]:
+    """A stream whose first event is here: what fails before it is an ordinary error."""
+    events = exchange.backend.stream(query)
+    try:
+        started = await until_gone(request, anext(events))
+        if not isinstance(started, Started):
+            raise TypeError(f"a stream began with {type(started).__name__} in place of Started")
+    except BaseException:
+        await close(events)
+        raise
+    return started, events
+
+
+def chosen(exchange: Exchange, query: GenerateQuery, started: Started) -> dict[str, Any]:
+    """Under `weft`: whose adapter answers, and why."""
+    return {
+        "user": query.user_id,
+        "adapter": started.adapter,
+        "digest": started.digest,
+        "source": started.source,
+        "why": started.why,
+        "version": exchange.token(started.version),
+        "cached_tokens": started.cached_tokens,
+    }
+
+
+def timings(ended: Ended) -> dict[str, float]:
+    return {
+        "queued_ms": ended.queued_ms,
+        "first_token_ms": ended.first_token_ms,
+        "latency_ms": ended.latency_ms,
+    }
+
+
+def usage(started: Started, ended: Ended) -> dict[str, Any]:
+    return {
+        "prompt_tokens": ended.prompt_tokens,
+        "completion_tokens": ended.completion_tokens,
+        "total_tokens": ended.prompt_tokens + ended.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": started.cached_tokens},
+    }
+
+
+def chat_tokens(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
+    """Tokens with their log-probabilities as OpenAI's chat has them."""
+    return [
+        {
+            **_token(entry.token, entry.logprob),
+            "top_logprobs": [_token(token, logprob) for token, _, logprob in entry.top],
+        }
+        for entry in logprobs
+    ]
+
+
+def _token(token: str, logprob: float) -> dict[str, Any]:
+    # The replacement character stands for bytes that are no character by themselves: they are not known.
+    known = "\ufffd" not in token
+    return {"token": token, "bytes": list(token.encode()) if known else None, "logprob": logprob}
