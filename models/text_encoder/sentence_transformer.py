@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from graph.errors import Corrupt, InvalidInput, Unavailable
+from models.model_files import LOADING, weights_digest
 from models.text_encoder.matryoshka import shortened
-from models.text_encoder.model_files import canonical_name, model_folder, weights_digest
+from models.text_encoder.model_files import canonical_name, model_folder
 from models.text_encoder.protocol import Encoded, Fingerprint, Float32, Int32
 from models.text_encoder.texts import check_window, checked_prompt, checked_texts
 
@@ -30,9 +31,6 @@ _BATCH_TOKENS_ACCELERATOR = 32_768
 # Tokenizers without a limit of their own carry a number like 1e30.
 _NO_WINDOW = 10_000_000
 _Tokens = dict[str, list[list[int]]]
-# transformers sets torch's default dtype, which is the whole process', while it loads: two models at once
-# would leave each with some of the other's.
-_LOADING = threading.Lock()
 
 
 class SentenceTransformerEncoder:
@@ -75,7 +73,7 @@ class SentenceTransformerEncoder:
             torch.set_num_threads(num_threads)
         chosen_device = _device(device)
         chosen_dtype = _dtype(dtype, chosen_device)
-        with _LOADING:
+        with LOADING:
             loaded = _load(name, folder, chosen_device, getattr(torch, chosen_dtype))
         self._device = chosen_device
         self._transformer: Any = _text_transformer(name, loaded)

@@ -16,7 +16,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from graph.errors import InvalidInput, TextTooLong, UnknownTextModel
-from models.text_encoder.model_files import model_folder, weights_digest
+from models.model_files import weights_digest
+from models.text_encoder.model_files import model_folder
 from models.text_encoder.protocol import Float32
 from models.text_encoder.sentence_transformer import SentenceTransformerEncoder
 
