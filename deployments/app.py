@@ -2,8 +2,9 @@
 
 HTTP -> Ingress -> Retriever -> GraphEncoder          recommendations
                 -> TextEmbedder, then Retriever       search
+                -> LanguageModel                      generation, adapters
                 -> GraphState (actor)                 writes
-GraphState -> change feed -> GraphEncoder, Retriever, TextEmbedder, TextIndexer
+GraphState -> change feed -> GraphEncoder, Retriever, TextEmbedder, TextIndexer, LanguageModel
 TextIndexer -> TextEmbedder, GraphState               text vectors of items and memories
 GraphKeeper: starts and watches the GraphState, changes encoder generations
 """
@@ -15,9 +16,12 @@ import gc
 import os
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, RequestRouterConfig
 from ray.serve.context import _get_global_client
+from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
 from deployments.graph_client import RemoteGraphState
@@ -26,6 +30,8 @@ from deployments.graph_keeper import GraphKeeper
 from deployments.handles import EmbedderHandle, EncoderHandle
 from deployments.ingress.application import create_app
 from deployments.ingress.handle_backend import HandleBackend, Parts
+from deployments.language_model import LanguageModel
+from deployments.opening_language_model import num_threads
 from deployments.replica_logging import configure_logging
 from deployments.retriever import Retriever
 from deployments.settings import NOT_LOOPBACK, Settings, is_loopback
@@ -34,6 +40,7 @@ from deployments.text_indexer import TextIndexer
 from deployments.text_models import configured_spec
 from graph.errors import InvalidInput
 
+_OTHER_CALLS = 64
 _HEALTH: dict[str, Any] = {"health_check_period_s": 5, "health_check_timeout_s": 15}
 
 
@@ -102,6 +109,20 @@ class TextIndexerDeployment(TextIndexer):
         await self.stop()
 
 
+@serve.deployment(name="LanguageModel", graceful_shutdown_timeout_s=30, **_HEALTH)
+class LanguageModelDeployment(LanguageModel):
+    """Every replica holds the base model and the adapters its users need."""
+
+    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+        configure_logging()
+        super().__init__(settings, RemoteGraphState())
+        await self.start()
+        _keep_what_was_loaded()
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
 @serve.deployment(name="Ingress", **_HEALTH)
 @serve.ingress()
 class IngressDeployment:
@@ -115,6 +136,7 @@ class IngressDeployment:
         embedder: DeploymentHandle,
         indexer: DeploymentHandle,
         keeper: DeploymentHandle,
+        language_model: DeploymentHandle | None,
     ) -> None:
         configure_logging()
         _check_bind_address()
@@ -123,7 +145,7 @@ class IngressDeployment:
         # The keeper answers once the graph state has recovered.
         await keeper.status.remote()
         store_id = str((await state.status())["store_id"])
-        parts = Parts(encoder, retriever, embedder, indexer, keeper)
+        parts = Parts(encoder, retriever, embedder, indexer, keeper, language_model)
         self._backend = HandleBackend(settings, parts, state, store_id)
 
     def __serve_build_asgi_app__(self) -> Any:
@@ -189,5 +211,49 @@ def build(settings: Settings) -> Application:
         num_replicas=settings.ingress.num_replicas,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
         max_ongoing_requests=settings.ingress.max_ongoing_requests,
-    ).bind(settings, encoder, retriever, embedder, indexer, keeper)
+    ).bind(settings, encoder, retriever, embedder, indexer, keeper, _language_model(settings))
     return application
+
+
+def _language_model(settings: Settings) -> Application | None:
+    """The language model, unless it is switched off.
+
+    A user's requests go to the same replica, which has the user's adapter and prompts in memory; to one of
+    two others when that one is full.
+    """
+    limits = settings.language_model
+    if not limits.enabled:
+        return None
+    options: dict[str, Any] = {"num_replicas": limits.num_replicas}
+    if limits.max_replicas is not None:
+        options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=limits.num_replicas,
+                max_replicas=limits.max_replicas,
+                target_ongoing_requests=limits.max_batch,
+            )
+        }
+    actor_options = _computing(limits.num_cpus, num_threads(settings))
+    if num_gpus := _gpus(settings):
+        actor_options["num_gpus"] = num_gpus
+    application: Application = LanguageModelDeployment.options(  # type: ignore[attr-defined]
+        **options,
+        ray_actor_options=actor_options,
+        # The engine refuses what is too much, with a typed error; the rest are calls beside generation.
+        max_ongoing_requests=limits.max_batch + limits.max_queued_requests + _OTHER_CALLS,
+        request_router_config=RequestRouterConfig(
+            request_router_class=ConsistentHashRouter,
+            request_router_kwargs={"num_fallback_replicas": 2},
+        ),
+    ).bind(settings)
+    return application
+
+
+def _gpus(settings: Settings) -> float:
+    """The share of a GPU that a replica claims: Ray hides GPUs from those that claim none."""
+    limits = settings.language_model
+    if limits.num_gpus is not None:
+        return limits.num_gpus
+    local = limits.backend == "local" and limits.device != "cpu"
+    there = ray.cluster_resources().get("GPU", 0) if local and ray.is_initialized() else 0
+    return min(1.0, there / (limits.max_replicas or limits.num_replicas))

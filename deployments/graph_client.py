@@ -17,7 +17,7 @@ import graph
 from deployments.graph_state import FollowerReport, GraphState, Outcome, Tail
 from deployments.settings import Settings
 from graph.errors import SnapshotRequired, Unavailable
-from graph.schema import ALL_KINDS, ChangeSet, Kind, WriteRequest
+from graph.schema import ALL_KINDS, ChangeSet, Kind, Pointer, WriteRequest
 
 NAMESPACE = "weft"
 ACTOR_NAME = "graph_state"
@@ -44,6 +44,8 @@ class GraphStateClient(Protocol):
     async def forget(self, follower_id: str) -> None: ...
 
     async def reports(self) -> Sequence[FollowerReport]: ...
+
+    async def pointer_history(self, scope: str, name: str) -> Sequence[Pointer]: ...
 
     async def status(self) -> dict[str, Any]: ...
 
@@ -103,6 +105,10 @@ class RemoteGraphState:
 
     async def reports(self) -> Sequence[FollowerReport]:
         answer: Sequence[FollowerReport] = await self._call("reports")
+        return answer
+
+    async def pointer_history(self, scope: str, name: str) -> Sequence[Pointer]:
+        answer: Sequence[Pointer] = await self._call("pointer_history", scope, name)
         return answer
 
     async def status(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from deployments.encoder_pointers import ACTIVE, CANDIDATE, digest_of
 from deployments.settings import Settings
 from graph.errors import Overloaded, SnapshotRequired, Unavailable, WeftError
 from graph.lock import StoreLock
-from graph.schema import ALL_KINDS, ChangeSet, Kind, WriteRequest, WriteResult
+from graph.schema import ALL_KINDS, ChangeSet, Kind, Pointer, WriteRequest, WriteResult
 from graph.snapshot import (
     newest_snapshot,
     remove_snapshots_after,
@@ -281,6 +281,10 @@ class GraphState:
                 for f in self.followers()
             ],
         }
+
+    async def pointer_history(self, scope: str, name: str) -> list[Pointer]:
+        """Every value the pointer ever had, oldest first."""
+        return await asyncio.to_thread(self._store.pointer_history, scope, name)
 
     async def reports(self) -> list[FollowerReport]:
         return self.followers()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
@@ -21,6 +24,8 @@ from deployments.messages import (
 )
 from graph.errors import Overloaded, Unavailable, WeftError
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 _ALL_TIMEOUT_S = 5.0
@@ -28,8 +33,39 @@ _ALL_TIMEOUT_S = 5.0
 
 async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
     """Call a deployment; raises Overloaded or Unavailable for what Serve and Ray raise on their own."""
-    try:
+    with _typed():
         return await getattr(handle, method).remote(*args)
+
+
+async def cancelling(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Like `call`; when it is cancelled, so is the work at the replica."""
+    with _typed():
+        response = getattr(handle, method).remote(*args)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+
+
+async def streamed(response: AsyncIterator[T], timeout_s: float) -> AsyncIterator[T]:
+    """What a streaming call yields, with errors as `call` has them; Unavailable after so long a silence."""
+    while True:
+        try:
+            with _typed():
+                async with asyncio.timeout(timeout_s):
+                    item = await anext(response)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise Unavailable(f"nothing came for {timeout_s:g} s; repeat the request") from None
+        yield item
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
     except BackPressureError as error:
         raise Overloaded("too many requests are waiting; try again shortly") from error
     except RayTaskError:

@@ -259,6 +259,12 @@ class LanguageModelSettings(_Group):
         None, ge=1, description="Above num_replicas: Serve adds replicas by the length of their queues."
     )
     num_cpus: Cpus = Field(0.4, description="CPUs claimed per replica.")
+    num_gpus: float | None = Field(
+        None,
+        ge=0,
+        le=16,
+        description="GPUs claimed per replica, or a part of one; default: what there is, shared by replicas.",
+    )
 
     @model_validator(mode="after")
     def _one_backend(self) -> LanguageModelSettings:

@@ -19,6 +19,7 @@ from deployments.coalescing import Coalescer
 from deployments.graph_client import RemoteGraphState
 from deployments.graph_state import Outcome
 from deployments.handles import answer, call, call_all
+from deployments.ingress.generation_backend import GenerationBackend
 from deployments.ingress.item_vectors import ItemVectors
 from deployments.ingress.optional_embeddings import OptionalEmbeddings
 from deployments.ingress.text_status import combined, degraded, merged
@@ -65,12 +66,14 @@ class Parts:
     text_embedder: DeploymentHandle
     text_indexer: DeploymentHandle
     graph_keeper: DeploymentHandle
+    language_model: DeploymentHandle | None = None
 
 
-class HandleBackend:
+class HandleBackend(GenerationBackend):
     """One per ingress replica. Reads and writes that wait together share a call."""
 
     def __init__(self, settings: Settings, parts: Parts, state: RemoteGraphState, store_id: str) -> None:
+        super().__init__(settings, parts.language_model)
         self.store_id = store_id
         self._warm, self._warming = False, asyncio.Lock()
         self._limits = settings.ingress
@@ -284,6 +287,7 @@ class HandleBackend:
             "retriever": retriever.get("encoder") is not None,
             "index": retriever.get("indexed", 0) == retriever.get("items", -1),
         }
+        # Without the language model everything else answers: what it lacks is under "degraded".
         reasons = {name: part["error"] for name, part in parts.items() if "error" in part}
         if encoder.get("encoder", "") is None:
             reasons["graph_encoder"] = "no encoder is active: train one with `weft train`"
@@ -322,6 +326,7 @@ class HandleBackend:
             "retriever": call(self._retriever, "status"),
             "text_embedder": self._embedder_status(),
             "text_indexer": call(self._parts.text_indexer, "status"),
+            "language_model": self.language_model_status(),
             "graph_keeper": call(self._keeper, "status"),
         }
         found = await asyncio.gather(*(_or_error(a) for a in asked.values()))

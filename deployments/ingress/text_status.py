@@ -53,7 +53,19 @@ def degraded(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
         found["text_vectors"] = str(reason)
     if refused := indexer.get("refused"):
         found["refused_texts"] = f"the text model refuses {refused} texts: see GET /v1/status"
+    if reason := _language_model(parts.get("language_model", {})):
+        found["language_model"] = reason
     return found
+
+
+def _language_model(status: dict[str, Any]) -> str | None:
+    if reason := status.get("error") or status.get("failure"):
+        return f"nothing can be generated: {reason}"
+    if status.get("enabled") and status.get("meaningful") is False:
+        return "a stand-in whose words mean nothing: set WEFT_LANGUAGE_MODEL__MODEL to a model"
+    if (audit := status.get("audit")) and audit["failure"]:
+        return f"generations are missing in the audit log: {audit['failure']}"
+    return None
 
 
 def combined(replicas: list[dict[str, Any]]) -> dict[str, object]:

@@ -112,7 +112,7 @@ def fit_network(
             if data.user_features is not None:
                 penalty = penalty + network.user_attributes.square().sum(1) @ attribute_share
             optimizer.zero_grad()
-            (loss + config.l2 * penalty).backward()  # type: ignore[no-untyped-call]
+            (loss + config.l2 * penalty).backward()
             optimizer.step()
         if after_step is not None:
             after_step(step + 1, network)

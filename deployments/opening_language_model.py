@@ -1,0 +1,135 @@
+"""Opens the language model of the settings, with its adapters and caches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from deployments.adapter_manager import Store
+from deployments.settings import Settings
+from graph.errors import WeftError
+from models.language_model.protocol import LanguageBackend
+
+if TYPE_CHECKING:
+    from models.language_model.opening_engine import AdapterPlaces
+
+_MAX_DEFAULT_THREADS = 4
+
+
+class Residents(Protocol):
+    """Adapters in memory; `models.language_model.resident_adapters.ResidentAdapters`."""
+
+    def request(self, digest: str) -> Literal["ready", "loading"] | WeftError: ...
+
+    def resident(self) -> tuple[str, ...]: ...
+
+    def forget(self, digest: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class OpenedLanguageModel:
+    """What a replica generates with. `residents` is None where another server holds the adapters."""
+
+    backend: LanguageBackend
+    store: Store
+    residents: Residents | None = None
+    meaningful: bool = True
+
+
+Opener = Callable[[Settings], OpenedLanguageModel]
+
+
+def num_threads(settings: Settings) -> int:
+    """Threads of the model: as set, else the machine's cores, at most four."""
+    return settings.language_model.num_threads or min(os.cpu_count() or 1, _MAX_DEFAULT_THREADS)
+
+
+def open_language_model(settings: Settings) -> OpenedLanguageModel:
+    """Open it; blocks for as long as loading the weights takes. Raises WeftError with the reason."""
+    if settings.language_model.backend == "openai":
+        return _open_remote(settings)
+    return _open_local(settings)
+
+
+def _open_local(settings: Settings) -> OpenedLanguageModel:
+    # Here, and not at the top: torch and transformers take seconds to import, and the launcher needs neither.
+    from models.language_model.engine_limits import EngineLimits
+    from models.language_model.opening import LanguageModelSpec
+    from models.language_model.opening_engine import EngineOptions, open_engine
+
+    limits = settings.language_model
+    spec = LanguageModelSpec(
+        model=limits.model or str(_stand_in(settings.stand_in_dir)),
+        device=limits.device,
+        dtype=limits.dtype,
+        quantization=limits.quantization,
+        num_threads=num_threads(settings),
+        allow_download=limits.allow_download,
+        max_context_tokens=limits.max_context_tokens,
+    )
+    engine_limits = EngineLimits(
+        max_batch=limits.max_batch,
+        max_context_tokens=limits.max_context_tokens,
+        default_max_tokens=limits.default_max_tokens,
+        prefill_chunk_tokens=limits.prefill_chunk_tokens,
+        max_queued=limits.max_queued_requests,
+    )
+    opened = open_engine(spec, _places(settings), EngineOptions(engine_limits, limits.prefix_cache_bytes))
+    if opened.store is None:
+        raise AssertionError("an engine with a folder of adapters has a store of them")
+    return OpenedLanguageModel(opened.engine, opened.store, opened.residents, opened.base.meaningful)
+
+
+def _open_remote(settings: Settings) -> OpenedLanguageModel:
+    from models.language_model.openai_compatible import OpenAICompatibleModel
+    from models.language_model.opening import LanguageModelSpec
+
+    limits = settings.language_model
+    spec = LanguageModelSpec(
+        model=limits.model,
+        backend="openai",
+        url=limits.url,
+        api_key=None if limits.api_key is None else limits.api_key.get_secret_value(),
+        max_context_tokens=limits.max_context_tokens,
+        timeout_s=limits.timeout_s,
+    )
+    backend = OpenAICompatibleModel(spec, max_running=limits.max_batch, max_queued=limits.max_queued_requests)
+    return OpenedLanguageModel(backend, _places(settings).store(None))
+
+
+def _places(settings: Settings) -> AdapterPlaces:
+    from models.language_model.opening_engine import AdapterPlaces
+
+    adapters = settings.adapters
+    return AdapterPlaces(
+        settings.adapter_dir,
+        settings.adapter_inbox,
+        slots=adapters.slots,
+        max_rank=adapters.max_rank,
+        max_adapter_bytes=adapters.max_adapter_bytes,
+        max_resident=adapters.max_resident,
+        max_resident_bytes=adapters.max_resident_bytes,
+    )
+
+
+def _stand_in(folder: Path) -> Path:
+    """A tiny model whose words mean nothing, made once."""
+    from models.language_model.stand_in import make_stand_in
+
+    if not folder.is_dir():
+        made = folder.with_name(f".{folder.name}-{os.getpid()}")
+        try:
+            made.parent.mkdir(parents=True, exist_ok=True)
+            make_stand_in(made)
+            made.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            # Another replica was quicker; both made the same.
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+    return folder

@@ -1,0 +1,487 @@
+"""The language model deployment: versions, cascade, streams, cancellation, failures, warm-up, audit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import deployments.language_model as module
+import deployments.warm_adapters as warm_adapters
+from deployments.generation_messages import (
+    ActivateAdapter,
+    AdapterWritten,
+    Delta,
+    Ended,
+    GenerateAnswer,
+    GenerateQuery,
+    PutAdapter,
+    Started,
+)
+from deployments.graph_state import GraphState
+from deployments.language_model import LanguageModel
+from deployments.opening_language_model import OpenedLanguageModel
+from deployments.settings import Settings
+from graph.errors import (
+    InvalidInput,
+    NotYet,
+    Overloaded,
+    TextTooLong,
+    Unavailable,
+    UnknownAdapter,
+    UnknownModel,
+)
+from graph.schema import PutUser
+from models.language_model.protocol import Message, Sampling
+from tests.deployments.local_adapters import digest_of, open_plain, plain, put_in_inbox
+from tests.deployments.local_state import make_settings, until, write
+
+Start = Callable[..., Awaitable[LanguageModel]]
+
+
+class World:
+    """A graph state and replicas of the language model on one data directory."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.state = GraphState(settings)
+        self.replicas: list[LanguageModel] = []
+
+    async def replica(self, opener: Any = open_plain, **groups: Any) -> LanguageModel:
+        settings = self.settings.model_copy(update=groups)
+        replica = LanguageModel(settings, self.state, opener)
+        self.replicas.append(replica)
+        await replica.start()
+        return replica
+
+    async def activate(self, replica: LanguageModel, scope: Any, name: str, version: str, word: str) -> int:
+        put_in_inbox(self.settings, f"{name}-{version}", word)
+        done(await replica.put_adapter(PutAdapter(scope, name, version, path=f"{name}-{version}"), 0))
+        written = await replica.activate_adapter(ActivateAdapter(scope, name, ((version, 1.0),)), 0)
+        return done(written).version
+
+    async def close(self) -> None:
+        for replica in self.replicas:
+            await replica.stop()
+        await self.state.close()
+
+
+def done(found: Any) -> AdapterWritten:
+    assert isinstance(found, AdapterWritten), found
+    return found
+
+
+def answered(found: Any) -> GenerateAnswer:
+    assert isinstance(found, GenerateAnswer), found
+    return found
+
+
+def audit(settings: Settings) -> list[dict[str, Any]]:
+    path = settings.audit_dir / "generations-0.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    world = World(make_settings(tmp_path))
+    yield world
+    await world.close()
+
+
+async def test_it_answers_with_the_base_model_when_nothing_is_active(world: World) -> None:
+    replica = await world.replica()
+    found = answered(await replica.generate(GenerateQuery("hello", Sampling(max_tokens=2))))
+    assert found.text == "base base "
+    assert found.started == Started("plain", None, None, "base", found.started.why, 3, 1, world.state._head)
+    assert (found.ended.finish_reason, found.ended.completion_tokens, found.ended.queued_ms) == (
+        "length",
+        2,
+        0.5,
+    )
+    assert [t.token_id for t in found.logprobs] == [1, 2]
+
+
+async def test_a_swap_shows_in_the_next_request_that_carries_its_version(world: World) -> None:
+    replica, other = await world.replica(), await world.replica()
+    for n, word in enumerate(("one", "two", "three")):
+        version = await world.activate(replica, "user", "alice", f"v{n}", word)
+        query = GenerateQuery("hello", Sampling(max_tokens=1), user_id="alice", min_version=version)
+        for asked in (replica, other):
+            while isinstance(found := await asked.generate(query), NotYet):
+                assert await asked.wait_for(version, 5.0)
+            assert answered(found).text == f"{word} "
+            assert found.started.digest == digest_of(word)
+            assert found.started.version >= version
+    back = done(await other.roll_back_adapter("user", "alice", version))
+    assert await replica.wait_for(back.version, 5.0)
+    found = await replica.generate(replace(query, min_version=back.version))
+    assert answered(found).text == "two "
+
+
+async def test_a_replica_that_lags_says_so_and_generates_nothing(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    ahead = GenerateQuery("hello", min_version=world.state._head + 1)
+    assert isinstance(await replica.generate(ahead), NotYet)
+    assert [type(e) for part in [p async for p in replica.stream(ahead)] for e in part] == [NotYet]
+    for found in (
+        await replica.list_adapters(10, None, None, None, world.state._head + 1),
+        await replica.roll_back_adapter("user", "alice", world.state._head + 1),
+    ):
+        assert isinstance(found, NotYet)
+    assert backend.tickets == []
+    waiting = asyncio.create_task(replica.wait_for(world.state._head + 1, 5.0))
+    await write(world.state, PutUser("somebody"))  # a version without pointers counts too
+    assert await waiting
+    answered(await replica.generate(ahead))
+
+
+async def test_a_stream_says_what_it_uses_then_the_words_then_how_it_ended(world: World) -> None:
+    replica = await world.replica()
+    version = await world.activate(replica, "domain", "films", "v1", "film")
+    assert await replica.wait_for(version, 5.0)
+    backend, _, _ = plain(replica._opened)
+    backend.token_s = 0.002
+    query = GenerateQuery("hello", Sampling(max_tokens=40), user_id="bob", domain="films")
+    parts = [part async for part in replica.stream(query)]
+    events = [event for part in parts for event in part]
+    assert isinstance(events[0], Started)
+    assert (events[0].source, events[0].digest) == ("domain", digest_of("film"))
+    assert isinstance(events[-1], Ended)
+    deltas = events[1:-1]
+    assert all(isinstance(event, Delta) for event in deltas)
+    assert "".join(d.text for d in deltas) == "film " * 40
+    assert [t for d in deltas for t in d.token_ids] == list(range(1, 41))
+    assert [t.token_id for d in deltas for t in d.logprobs] == list(range(1, 41))
+    assert 2 < len(parts) < 30  # pieces that come together travel together
+
+
+async def test_closing_a_stream_cancels_the_generation(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    backend.token_s = 0.01
+    stream = replica.stream(GenerateQuery("hello", Sampling(max_tokens=10_000), request_id="r1"))
+    assert isinstance((await anext(stream))[0], Started)
+    await stream.aclose()
+    assert backend.tickets[0].cancelled.is_set()
+    assert replica._audit is not None
+    await until(lambda: replica._audit.flush() and bool(replica._audit.status()["written"]))
+    (line,) = audit(world.settings)
+    assert (line["request_id"], line["finish_reason"], line["error"]) == ("r1", "cancelled", None)
+
+
+async def test_a_caller_that_goes_away_cancels_the_generation(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    backend.token_s = 0.01
+    task = asyncio.create_task(replica.generate(GenerateQuery("hello", Sampling(max_tokens=10_000))))
+    await until(lambda: bool(backend.tickets))
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert backend.tickets[0].cancelled.is_set()
+    # Also while a long prompt is still being read.
+    long = asyncio.create_task(replica.generate(GenerateQuery("x" * 100_000, Sampling(max_tokens=10_000))))
+    await asyncio.sleep(0)
+    long.cancel()
+    await asyncio.gather(long, return_exceptions=True)
+    await until(lambda: all(ticket.cancelled.is_set() for ticket in backend.tickets))
+
+
+async def test_what_takes_too_long_is_cancelled(world: World) -> None:
+    limits = world.settings.language_model.model_copy(update={"timeout_s": 0.2})
+    replica = await world.replica(language_model=limits)
+    backend, _, _ = plain(replica._opened)
+    backend.token_s = 0.01
+    query = GenerateQuery("hello", Sampling(max_tokens=10_000))
+    found = await replica.generate(query)
+    assert isinstance(found, Unavailable)
+    assert "0.2 s" in found.message
+    events = [event async for part in replica.stream(query) for event in part]
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Unavailable)
+    assert all(ticket.cancelled.is_set() for ticket in backend.tickets)
+
+
+@pytest.mark.parametrize("refusal", [Overloaded("full"), TextTooLong("long"), InvalidInput("no")])
+async def test_what_the_backend_refuses_comes_back_typed_and_is_audited(world: World, refusal: Any) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    backend.refusal = refusal
+    found = await replica.generate(GenerateQuery("hello"))
+    assert type(found) is type(refusal)
+    events = [event async for part in replica.stream(GenerateQuery("hello")) for event in part]
+    assert [type(event) for event in events] == [type(refusal)]
+    assert replica._audit is not None
+    assert replica._audit.flush()
+    assert [line["error"] for line in audit(world.settings)] == [refusal.code] * 2
+
+
+async def test_an_error_in_the_middle_ends_the_stream(world: World) -> None:
+    replica = await world.replica()
+    version = await world.activate(replica, "user", "alice", "v1", "breaks")
+    assert await replica.wait_for(version, 5.0)
+    query = GenerateQuery("hello", user_id="alice")
+    events = [event async for part in replica.stream(query) for event in part]
+    assert [type(event) for event in events] == [Started, Overloaded]
+    assert isinstance(await replica.generate(query), Overloaded)
+
+
+async def test_an_adapter_may_be_named_as_the_model(world: World) -> None:
+    replica = await world.replica()
+    version = await world.activate(replica, "user", "alice", "v1", "one")
+    assert await replica.wait_for(version, 5.0)
+    for model, text in (
+        ("plain", "base "),
+        ("user/alice", "one "),
+        ("user/alice/v1", "one "),
+        (digest_of("one"), "one "),
+        ("base", "base "),
+    ):
+        found = await replica.generate(GenerateQuery("hello", Sampling(max_tokens=1), model=model))
+        assert answered(found).text == text
+    for model in ("gpt-4", "user/bob", "user/alice/v9", "../etc"):
+        found = await replica.generate(GenerateQuery("hello", model=model))
+        assert isinstance(found, UnknownModel), found
+        assert (found.status, found.param) == (404, "model")
+        events = [
+            event async for part in replica.stream(GenerateQuery("hello", model=model)) for event in part
+        ]
+        assert [type(event) for event in events] == [UnknownModel]
+    found = await replica.generate(GenerateQuery("hello", adapter="user/bob"))
+    assert type(found) is UnknownAdapter
+    for query in (
+        GenerateQuery("hello", model="user/alice", adapter="base"),
+        GenerateQuery("hello", adapter="base", blend=(("user/alice", 1.0),)),
+    ):
+        assert type(await replica.generate(query)) is InvalidInput
+
+
+async def test_a_file_that_vanishes_falls_down_the_cascade(world: World) -> None:
+    replica = await world.replica()
+    await world.activate(replica, "global", "default", "v1", "all")
+    version = await world.activate(replica, "user", "alice", "v1", "one")
+    assert await replica.wait_for(version, 5.0)
+    _, store, _ = plain(replica._opened)
+    (store.root / digest_of("one")).unlink()
+    query = GenerateQuery("hello", Sampling(max_tokens=1), user_id="alice")
+    assert answered(await replica.generate(query)).text == "all "
+
+
+async def test_a_model_that_cannot_be_opened_keeps_nobody_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RETRY_S", 0.01)
+    broken = [RuntimeError("a defect"), InvalidInput("model 'x' is not there: look here")]
+
+    def opener(settings: Settings) -> OpenedLanguageModel:
+        if broken:
+            raise broken[-1]
+        return open_plain(settings)
+
+    replica = await world.replica(opener)
+    status = await replica.status()
+    assert (status["open"], status["failure"]) == (False, "model 'x' is not there: look here")
+    query = GenerateQuery("hello", Sampling(max_tokens=1))
+    for found in (
+        await replica.generate(query),
+        await replica.info(),
+        await replica.list_adapters(10, None, None, None, 0),
+        next(iter([event async for part in replica.stream(query) for event in part])),
+    ):
+        assert type(found) is Unavailable
+        assert "look here" in found.message
+    replica.check_health()
+    broken.pop()
+    await until(lambda: replica._failure == "unexpected RuntimeError, see the log")
+    broken.pop()
+    await until(lambda: replica._opened is not None)
+    assert answered(await replica.generate(query)).text == "base "
+    assert (await replica.status())["failure"] is None
+
+
+async def test_a_model_that_takes_long_does_not_hold_up_the_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START_WAIT_S", 0.05)
+    loaded = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def opener(settings: Settings) -> OpenedLanguageModel:
+        asyncio.run_coroutine_threadsafe(loaded.wait(), loop).result(20)
+        return open_plain(settings)
+
+    replica = await world.replica(opener)
+    found = await replica.generate(GenerateQuery("hello"))
+    assert isinstance(found, Unavailable)
+    assert "being opened" in found.message
+    loaded.set()
+    await until(lambda: replica._opened is not None)
+    answered(await replica.generate(GenerateQuery("hello")))
+
+
+async def test_what_was_resident_and_what_is_set_is_loaded_at_start(world: World) -> None:
+    first = await world.replica()
+    for name in ("alice", "bob", "carol", "dora"):
+        version = await world.activate(first, "user", name, "v1", name)
+    assert await first.wait_for(version, 5.0)
+    for user in ("carol", "alice"):
+        answered(await first.generate(GenerateQuery("hello", user_id=user)))
+    await first.stop()
+    world.replicas.remove(first)
+    # What has no version any more is not loaded.
+    saved = world.settings.adapter_dir / ".resident.json"
+    assert json.loads(saved.read_text()) == [digest_of("carol"), digest_of("alice")]
+    saved.write_text(json.dumps([digest_of("gone"), *json.loads(saved.read_text())]))
+
+    warm = world.settings.adapters.model_copy(
+        update={"warm_up": ("user/bob", "user/nobody", "user/dora/v1", digest_of("alice"))}
+    )
+    second = await world.replica(adapters=warm)
+    _, _, residents = plain(second._opened)
+    await until(lambda: len(residents.requested) == 4)
+    assert residents.requested == [digest_of(word) for word in ("carol", "alice", "bob", "dora")]
+
+
+@pytest.mark.parametrize("content", ["", "{", "7", "[1, null]"])
+async def test_a_damaged_list_of_residents_is_no_obstacle(world: World, content: str) -> None:
+    world.settings.adapter_dir.mkdir(parents=True)
+    (world.settings.adapter_dir / ".resident.json").write_text(content)
+    replica = await world.replica()
+    answered(await replica.generate(GenerateQuery("hello")))
+
+
+async def test_residents_are_written_down_while_it_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_adapters, "_SAVE_EVERY_S", 0.01)
+    replica = await world.replica()
+    version = await world.activate(replica, "user", "alice", "v1", "one")
+    assert await replica.wait_for(version, 5.0)
+    answered(await replica.generate(GenerateQuery("hello", user_id="alice")))
+    saved = world.settings.adapter_dir / ".resident.json"
+    await until(lambda: saved.is_file() and json.loads(saved.read_text()) == [digest_of("one")])
+
+
+async def test_a_swap_of_what_is_in_memory_loads_the_new_one_and_a_deletion_forgets(world: World) -> None:
+    replica = await world.replica()
+    await world.activate(replica, "user", "alice", "v1", "one")
+    _, _, residents = plain(replica._opened)
+    version = await world.activate(replica, "user", "alice", "v2", "two")
+    assert await replica.wait_for(version, 5.0)
+    assert residents.requested == []  # nobody asked for the old one either
+    answered(await replica.generate(GenerateQuery("hello", user_id="alice")))
+    version = await world.activate(replica, "user", "alice", "v3", "three")
+    assert await replica.wait_for(version, 5.0)
+    assert residents.requested == [digest_of("two"), digest_of("three")]
+    version = await world.activate(replica, "user", "alice", "v4", "four")
+    gone = done(await replica.delete_adapter("user", "alice", "v2", version))
+    assert await replica.wait_for(gone.version, 5.0)
+    assert residents.forgotten == [digest_of("two")]
+
+
+async def test_the_audit_log_says_who_got_what_and_nothing_private(world: World) -> None:
+    replica = await world.replica()
+    version = await world.activate(replica, "user", "alice", "v1", "one")
+    assert await replica.wait_for(version, 5.0)
+    sampling = Sampling(max_tokens=2, temperature=0.5, stop=("secret stop",))
+    await replica.generate(GenerateQuery("a secret", sampling, user_id="alice", request_id="r1"))
+    await replica.generate(GenerateQuery("a secret", user_id="bob", domain="films", request_id="r2"))
+    assert replica._audit is not None
+    assert replica._audit.flush()
+    first, second = audit(world.settings)
+    assert first["time"] > 1e9
+    assert (first["request_id"], first["user"], first["device"]) == ("r1", "alice", "cpu")
+    assert first["digest"] == digest_of("one")
+    assert (first["source"], first["adapter_active"]) == ("user", True)
+    assert first["sampling"]["temperature"] == 0.5
+    tokens = (first["prompt_tokens"], first["cached_tokens"], first["completion_tokens"])
+    assert tokens == (3, 1, 2)
+    assert (first["finish_reason"], first["error"]) == ("length", None)
+    assert first["latency_ms"] > 0
+    assert (second["adapter_active"], second["digest"], second["domain"]) == (False, None, "films")
+    assert second["why"]
+    assert "a secret" not in (world.settings.audit_dir / "generations-0.jsonl").read_text()
+
+
+async def test_prompt_and_output_are_in_the_audit_log_when_switched_on(world: World) -> None:
+    replica = await world.replica(audit=world.settings.audit.model_copy(update={"texts": True}))
+    turns = (Message("system", "be brief"), Message("user", "hello"))
+    await replica.generate(GenerateQuery(turns, Sampling(max_tokens=1)))
+    await replica.generate(GenerateQuery("plain", Sampling(max_tokens=1)))
+    assert replica._audit is not None
+    assert replica._audit.flush()
+    first, second = audit(world.settings)
+    assert first["prompt"] == [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "hello"},
+    ]
+    assert (second["prompt"], second["output"]) == ("plain", "base ")
+
+
+async def test_without_an_audit_log_it_answers_all_the_same(world: World) -> None:
+    replica = await world.replica(audit=world.settings.audit.model_copy(update={"enabled": False}))
+    answered(await replica.generate(GenerateQuery("hello")))
+    assert not world.settings.audit_dir.exists()
+    assert (await replica.status())["audit"] is None
+
+
+async def test_status_and_info_say_what_is_there(world: World) -> None:
+    replica = await world.replica()
+    version = await world.activate(replica, "user", "alice", "v1", "one")
+    await world.activate(replica, "domain", "films", "v1", "film")
+    version = done(await replica.activate_adapter(ActivateAdapter("domain", "films", ()), version)).version
+    assert await replica.wait_for(version, 5.0)
+    info = await replica.info()
+    assert (info.model, info.meaningful, info.adapters) == ("plain", False, ("user/alice",))  # type: ignore[union-attr]
+    status = await replica.status()
+    assert json.loads(json.dumps(status)) == status
+    assert (status["device"], status["version"], status["meaningful"]) == ("cpu", version, False)
+    assert (status["open"], status["following"], status["active_adapters"]) == (True, True, 1)
+
+
+async def test_hot_swaps_under_load(world: World) -> None:
+    """Every answer comes from one adapter, the one its line of the log names, and none fails."""
+    replica = await world.replica()
+    words = {digest_of(f"w{n}"): f"w{n}" for n in range(4)}
+    for n in range(4):
+        put_in_inbox(world.settings, f"w{n}", f"w{n}")
+        done(await replica.put_adapter(PutAdapter("user", "alice", f"v{n}", path=f"w{n}"), 0))
+    version = done(await replica.activate_adapter(ActivateAdapter("user", "alice", (("v0", 1),)), 0)).version
+    swapping = True
+    known = version
+
+    async def swap() -> None:
+        nonlocal swapping, known
+        for n in range(40):
+            if n % 4 == 3:
+                known = done(await replica.roll_back_adapter("user", "alice", 0)).version
+            else:
+                arms = ((f"v{n % 3 + 1}", 1.0),)
+                known = done(
+                    await replica.activate_adapter(ActivateAdapter("user", "alice", arms), 0)
+                ).version
+        swapping = False
+
+    async def ask() -> int:
+        asked = 0
+        while swapping:
+            carried = known
+            query = GenerateQuery("hello", Sampling(max_tokens=3), user_id="alice", min_version=carried)
+            found = await replica.generate(query)
+            if isinstance(found, NotYet):
+                await replica.wait_for(carried, 5.0)
+                continue
+            answer = answered(found)
+            assert answer.started.digest is not None
+            assert answer.text == f"{words[answer.started.digest]} " * 3
+            assert answer.started.version >= carried
+            asked += 1
+        return asked
+
+    *asked, _ = await asyncio.gather(*(ask() for _ in range(8)), swap())
+    assert sum(asked) > 100
