@@ -18,6 +18,7 @@ BENCHMARKS = (
     "cache",
     "generation",
     "adapters",
+    "quantization",
 )
 
 if __name__ == "__main__":
