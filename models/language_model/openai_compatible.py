@@ -1,120 +1,131 @@
 """Generation by a server that speaks OpenAI's API, such as vLLM or Ray Serve LLM.
 
-An adapter goes as the model's name, which is its digest. All requests share one event loop on a thread.
+An adapter goes as the model's name. All requests share one event loop, on a thread of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+import traceback
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import partial
+from typing import cast
 
 import httpx
 
-from graph.errors import InvalidInput, Overloaded, Unavailable, WeftError
+from graph.errors import InvalidInput, Overloaded, TextTooLong, Unavailable, WeftError
+from models.language_model.openai_format import (
+    ServerError,
+    read_chunk,
+    read_error,
+    request_body,
+)
+from models.language_model.opening import LanguageModelSpec
 from models.language_model.protocol import (
     AdapterChoice,
     Admitted,
+    Event,
     Failed,
-    Finished,
     FinishReason,
     GenerationRequest,
     Listener,
-    Piece,
-    Sampling,
-    TokenLogprob,
 )
+from models.language_model.remote_ticket import RemoteTicket
+from models.language_model.server_sent_events import EventStreamReader
 from models.text_encoder.openai_compatible import checked_url
 
 log = logging.getLogger(__name__)
 
-_MAX_LINE_BYTES = 1 << 20
+_DIGEST = "{digest}"
+_CONNECT_S = 10.0
+_IDLE_S = 2.0
+"""Connections are kept for so long: less than servers do, or a request meets one that is being closed."""
+_DRAIN_S = 0.2
+_MAX_ERROR_BYTES = 1 << 16
 _MESSAGE_CHARS = 200
-
-
-class RemoteSpec(Protocol):
-    """Where the server is; `opening.LanguageModelSpec`."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def url(self) -> str | None: ...
-    @property
-    def api_key(self) -> str | None: ...
-    @property
-    def timeout_s(self) -> float: ...
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """`task` is set and read on the loop only."""
-
-    backend: OpenAICompatibleModel
-    task: asyncio.Task[None] | None = None
-
-    def cancel(self) -> None:
-        # A turn later: a task that is cancelled before its first step would never tell its listener.
-        loop = self.backend._loop
-        self.backend._on_loop(lambda: loop.call_soon(self._stop))
-
-    def _stop(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
+_ABOUT_REQUEST = (400, 413, 422)
+_NOT_US = (401, 403)
 
 
 class OpenAICompatibleModel:
     """A `LanguageBackend` in front of a server. One adapter of weight 1 per request, or none.
 
-    Raises InvalidInput for a model without name, a url that is none, a key that no header can carry.
+    An adapter that the server does not know (404) is passed over, down the cascade. An answer has `timeout_s`
+    of the spec, counted from its submission, waiting included. `Admitted.queued_ms` ends with the server's
+    first word; the prompt's tokens are known at the end alone. A server that sends no usage has its answer's
+    tokens counted: those with log-probabilities, else a piece as one.
+
+    Args:
+        spec: name and url of the model; the key is sent as a bearer token and is in no message and no log.
+        max_running: requests at the server at once.
+        max_queued: requests that wait here beside them; one more is refused as Overloaded.
+        adapter_names: what the server calls an adapter; vLLM as it was loaded, Ray Serve LLM
+            "its-model-id:{digest}".
+
+    Raises InvalidInput for a name that cannot be printed, a url that is none, a key that no header can carry,
+    sizes below one, names without "{digest}".
     """
 
     device = "remote"
 
-    def __init__(self, spec: RemoteSpec, *, max_running: int = 64, max_queued: int = 256) -> None:
-        if not spec.model.strip() or not spec.model.isprintable():
-            raise InvalidInput("the language model has no printable name; give the server's", param="model")
-        if spec.api_key is not None and not spec.api_key.isascii():
-            raise InvalidInput("api_key holds characters that a header cannot", param="api_key")
-        self.model_name = spec.model
-        self._url = checked_url(spec.url or "")
+    def __init__(
+        self,
+        spec: LanguageModelSpec,
+        *,
+        max_running: int = 64,
+        max_queued: int = 256,
+        adapter_names: str = _DIGEST,
+    ) -> None:
+        if not spec.model.isprintable():
+            raise InvalidInput("the language model's name holds unprintable characters", param="model")
         self._key = spec.api_key or ""
+        if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
+            raise InvalidInput("api_key holds white space or characters that no header can", param="api_key")
+        if min(max_running, max_queued) < 1:
+            raise InvalidInput(f"max_running {max_running}, max_queued {max_queued}: must be at least 1")
+        if _DIGEST not in adapter_names:
+            raise InvalidInput(f"adapter_names is {adapter_names!r}; it must hold {_DIGEST}")
+        self.model_name = spec.model
+        self._url = checked_url(spec.url)
         self._timeout_s = spec.timeout_s
         self._max_running, self._max_queued = max_running, max_queued
-        self._lock = threading.Lock()
-        self._open = self._running = self._done = 0
-        self._closed = False
-        self._loop = asyncio.new_event_loop()
+        self._adapter_names = adapter_names
+        # Reentrant: a stream that is collected while the lock is held cancels its request.
+        self._lock = threading.RLock()
+        self._num_open = self._num_running = self._num_tokens = 0
+        self._closed = self._over = False
+        self._tasks: set[asyncio.Task[FinishReason]] = set()
         self._slots = asyncio.Semaphore(max_running)
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._stopping = asyncio.Event()
+        # A compressed stream would hold pieces back until there are enough of them.
+        headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         self._client = httpx.AsyncClient(
-            headers=headers, timeout=spec.timeout_s, limits=httpx.Limits(max_connections=max_running)
+            headers=headers,
+            timeout=httpx.Timeout(None, connect=min(_CONNECT_S, spec.timeout_s)),
+            limits=httpx.Limits(max_connections=max_running, keepalive_expiry=_IDLE_S),
+            follow_redirects=False,  # another host is not to see the key
         )
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="openai-model", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="openai-model", daemon=True)
         self._thread.start()
 
-    def submit(self, request: GenerationRequest, listener: Listener) -> _Ticket:
+    def submit(self, request: GenerationRequest, listener: Listener) -> RemoteTicket:
         if request.sampling.ignore_eos:
-            raise InvalidInput("the server cannot be asked to ignore the end", param="ignore_eos")
-        ticket = _Ticket(self)
+            raise InvalidInput("a server cannot be asked to ignore the end of an answer", param="ignore_eos")
+        ticket = RemoteTicket(request, listener, self._call)
         with self._lock:
             if self._closed:
                 raise Unavailable("the language model is closed")
-            if self._open >= self._max_running + self._max_queued:
-                raise Overloaded(f"{self._open} requests are running or waiting; try again later")
-            self._open += 1
-
-        def start() -> None:
-            ticket.task = self._loop.create_task(self._answer(request, listener))
-            self._tasks.add(ticket.task)
-            ticket.task.add_done_callback(self._tasks.discard)
-
-        self._on_loop(start)
+            if self._num_open >= self._max_running + self._max_queued:
+                raise Overloaded(f"{self._num_open} requests are running or waiting; try again later")
+            self._num_open += 1
+            # With the lock: what is scheduled before the end is heard of, see `_main`.
+            self._loop.call_soon_threadsafe(self._start, ticket)
         return ticket
 
     def count_tokens(self, text: str) -> int:
@@ -122,211 +133,197 @@ class OpenAICompatibleModel:
 
     def status(self) -> dict[str, object]:
         with self._lock:
+            running = self._num_running
             return {
                 "backend": "openai",
                 "model": self.model_name,
                 "device": self.device,
                 "url": self._url,
-                "running": self._running,
-                "queued": self._open - self._running,
+                "max_batch": self._max_running,
+                "running": running,
+                "queued": self._num_open - running,
                 "max_queued": self._max_queued,
-                "finished": self._done,
+                "tokens_generated": self._num_tokens,
             }
 
     def close(self) -> None:
+        """Fail what is open and close the connections. From a listener it returns before that is done."""
         with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+            if not self._closed:
+                self._closed = True
+                self._loop.call_soon_threadsafe(self._stopping.set)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
 
-    async def _stop(self) -> None:
-        for task in tuple(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._client.aclose()
+    def __repr__(self) -> str:
+        return f"OpenAICompatibleModel({self._url!r}, {self.model_name!r})"
 
-    def _on_loop(self, call: Any) -> None:
-        with self._lock:
-            if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(call)
+    # --- The loop's thread ---
 
-    async def _answer(self, request: GenerationRequest, listener: Listener) -> None:
-        run = _Run(request, listener)
-        try:
-            async with self._slots:
-                self._running += 1
-                try:
-                    await self._attempts(run)
-                finally:
-                    self._running -= 1
-        except asyncio.CancelledError:
-            closed = Failed(Unavailable("the language model was closed"))
-            listener(closed if self._closed else run.finished("cancelled"))
-        except WeftError as error:
-            listener(Failed(error))
-        except httpx.TimeoutException:
-            listener(Failed(Unavailable(f"{self._url} said nothing for {self._timeout_s:g} s; try again")))
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            listener(Failed(Unavailable(f"{self._url}: no connection ({type(error).__name__}); try again")))
-        finally:
+    def _serve(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._main())
+
+    async def _main(self) -> None:
+        async with self._client:
+            await self._stopping.wait()
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             with self._lock:
-                self._open -= 1
-                self._done += 1
+                self._over = True
 
-    async def _attempts(self, run: _Run) -> None:
-        """Down the cascade past adapters that the server does not know."""
+    def _call(self, callback: Callable[[], None]) -> None:
+        """Run `callback` on the loop, unless that has ended."""
+        with self._lock:
+            if not self._over:
+                self._loop.call_soon_threadsafe(callback)
+
+    def _start(self, ticket: RemoteTicket) -> None:
+        ticket.task = self._loop.create_task(self._answer(ticket))
+        self._tasks.add(ticket.task)
+        # Not in the task: one that is cancelled before its first step runs none of its code.
+        ticket.task.add_done_callback(partial(self._ended, ticket))
+
+    def _ended(self, ticket: RemoteTicket, task: asyncio.Task[FinishReason]) -> None:
+        """The one place where a request ends, however it did."""
+        self._tasks.discard(task)
+        last = self._last_event(ticket, task)
+        ticket.task = None
+        with self._lock:
+            self._num_open -= 1
+            self._num_tokens += ticket.completion_tokens
+        ticket.tell(last)
+
+    def _last_event(self, ticket: RemoteTicket, task: asyncio.Task[FinishReason]) -> Event:
+        if task.cancelled():
+            if self._closed:
+                return Failed(Unavailable("the language model was closed"))
+            return ticket.finished("cancelled")
+        match task.exception():
+            case None:
+                return ticket.finished(task.result())
+            case WeftError() as error:
+                return Failed(error)
+            case TimeoutError():
+                return Failed(
+                    Unavailable(
+                        f"no whole answer within {self._timeout_s:g} s; ask for fewer tokens or try again"
+                    )
+                )
+            case httpx.TransportError() | httpx.DecodingError() as error:
+                return Failed(
+                    Unavailable(f"{self._url}: no connection ({type(error).__name__}); try again later")
+                )
+            case error:
+                request_id, trace = ticket.request.request_id, "".join(traceback.format_exception(error))
+                log.error("request %s failed unexpectedly: %s", request_id, self._without_key(trace))
+                return Failed(Unavailable(f"unexpected {type(error).__name__}, see the log"))
+
+    async def _answer(self, ticket: RemoteTicket) -> FinishReason:
+        async with asyncio.timeout(self._timeout_s - ticket.age_s()), self._slots:
+            self._num_running += 1
+            try:
+                return await self._attempts(ticket)
+            finally:
+                self._num_running -= 1
+
+    async def _attempts(self, ticket: RemoteTicket) -> FinishReason:
+        """Down the cascade, past adapters that the server does not know."""
+        path = "completions" if isinstance(ticket.request.prompt, str) else "chat/completions"
         failed: dict[str, str] = {}
         while True:
-            choice = run.request.choose(failed)
-            if len(choice.parts) > 1 or any(part.weight != 1 for part in choice.parts):
-                raise InvalidInput("this backend takes one adapter of weight 1 and no blends", param="blend")
-            body = _body(run.request, choice.digest or self.model_name)
-            path = "completions" if isinstance(run.request.prompt, str) else "chat/completions"
-            async with self._client.stream("POST", f"{self._url}/{path}", json=body) as response:
-                if response.status_code == 404 and choice.digest and choice.digest not in failed:
-                    failed[choice.digest] = "the server does not know it"
-                    continue
-                if not response.is_success:
-                    raise await self._refusal(response)
-                run.admitted(choice)
-                async for data in _sse(response):
-                    if data == "[DONE]":
-                        break
-                    run.take(data, self._key)
-            if run.reason is None:
-                raise Unavailable(f"{self._url} ended its answer in the middle; try again")
-            run.listener(run.finished(run.reason))
-            return
+            choice = ticket.request.choose(failed)
+            body = request_body(ticket.request, self._name_of(choice))
+            async with self._client.stream(
+                "POST", f"{self._url}/{path}", content=body, headers={"Content-Type": "application/json"}
+            ) as response:
+                if response.is_success:
+                    return await self._read(ticket, choice, response)
+                said = await _error_of(response)
+            unknown = response.status_code == 404 or said.is_unknown_model
+            if not unknown or choice.digest is None or choice.digest in failed:
+                raise self._refusal(response.status_code, said)
+            failed[choice.digest] = "the server does not know it"
 
-    async def _refusal(self, response: httpx.Response) -> WeftError:
-        raw = b""
-        async for chunk in response.aiter_bytes():
-            raw += chunk
-            if len(raw) > _MAX_LINE_BYTES:
-                break
-        try:
-            error = json.loads(raw)["error"]
-            text = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, KeyError, TypeError):
-            text = raw.decode(errors="replace")
-        text, status = _safe(text, self._key), response.status_code
-        if status in (400, 413, 422):
-            return InvalidInput(f"the server of {self.model_name} refuses with status {status}: {text}")
+    def _name_of(self, choice: AdapterChoice) -> str:
+        if not choice.parts:
+            return self.model_name
+        if len(choice.parts) > 1 or choice.parts[0].weight != 1:
+            raise InvalidInput(
+                f"the server of {self.model_name} takes one adapter of weight 1: name it as adapter, "
+                "without a blend",
+                param="blend",
+            )
+        return self._adapter_names.replace(_DIGEST, choice.parts[0].digest)
+
+    async def _read(
+        self, ticket: RemoteTicket, choice: AdapterChoice, response: httpx.Response
+    ) -> FinishReason:
+        ticket.tell(Admitted(choice, 0, 0, ticket.age_s() * 1e3))
+        events = EventStreamReader()
+        reason: FinishReason | None = None
+        num_top = ticket.request.sampling.logprobs
+        async with _bytes_of(response) as chunks:
+            async for raw in chunks:
+                for data in events.feed(raw):
+                    if data == "[DONE]":
+                        await _drain(chunks)
+                        break
+                    chunk = read_chunk(data, num_top)
+                    if chunk.error is not None:
+                        said = self._shown(chunk.error)
+                        raise Unavailable(f"the server of {self.model_name} failed in the middle: {said}")
+                    ticket.take(chunk)
+                    reason = chunk.reason or reason
+        if reason is None:
+            raise Unavailable(f"{self._url} ended its answer in the middle; try again")
+        return reason
+
+    def _refusal(self, status: int, said: ServerError) -> WeftError:
+        """Only what the server says of the request is the caller's doing; messages may reach clients."""
+        server, text = f"the server of {self.model_name}", self._shown(said.message)
+        if status in _ABOUT_REQUEST:
+            kind = TextTooLong if said.is_too_long else InvalidInput
+            return kind(f"{server} refuses with status {status}: {text}")
         if status == 429:
-            return Overloaded(f"the server of {self.model_name} is overloaded; try again later")
-        if status in (401, 403):
+            return Overloaded(f"{server} is overloaded; try again later")
+        if status in _NOT_US:
             log.warning("%s refused us with status %d; check the key", self._url, status)
+        if 300 <= status < 400:
+            text = "redirects are not followed; give the url they lead to"
         return Unavailable(f"{self._url} failed with status {status}: {text}")
 
+    def _shown(self, text: str) -> str:
+        """On one line, without the key, and not long."""
+        return " ".join(self._without_key(text).split())[:_MESSAGE_CHARS] or "no message"
 
-class _Run:
-    """What has come of an answer."""
-
-    def __init__(self, request: GenerationRequest, listener: Listener) -> None:
-        self.request, self.listener = request, listener
-        self.reason: FinishReason | None = None
-        self._began = time.monotonic()
-        self._first_ms = 0.0
-        self._prompt_tokens = self._completion_tokens = self._pieces = 0
-
-    def admitted(self, choice: AdapterChoice) -> None:
-        self.listener(Admitted(choice, 0, 0, self._ms()))  # the server counts at the end
-
-    def finished(self, reason: FinishReason) -> Finished:
-        tokens = self._completion_tokens or self._pieces
-        return Finished(reason, self._prompt_tokens, tokens, self._first_ms, self._ms())
-
-    def take(self, data: str, key: str) -> None:
-        """One event of the stream; raises Unavailable for an error or what is no chunk."""
-        try:
-            chunk = json.loads(data)
-            if chunk.get("error"):
-                error = chunk["error"]
-                message = str(error.get("message") if isinstance(error, dict) else error)
-                raise Unavailable(f"the server failed in the middle: {_safe(message, key)}")
-            if usage := chunk.get("usage"):
-                self._prompt_tokens = int(usage["prompt_tokens"])
-                self._completion_tokens = int(usage["completion_tokens"])
-            for choice in chunk.get("choices") or ():
-                text = choice["text"] if "text" in choice else (choice.get("delta") or {}).get("content")
-                logprobs = _logprobs(choice.get("logprobs"))
-                if text or logprobs:
-                    self._first_ms = self._first_ms or self._ms()
-                    self._pieces += 1
-                    self.listener(Piece(str(text or ""), (), logprobs))
-                if reason := choice.get("finish_reason"):
-                    self.reason = "length" if reason == "length" else "stop"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Unavailable(f"the server sent no chunk of an answer ({type(error).__name__})") from error
-
-    def _ms(self) -> float:
-        return (time.monotonic() - self._began) * 1e3
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._key, "[key]") if self._key else text
 
 
-def _body(request: GenerationRequest, model: str) -> dict[str, Any]:
-    sampling, prompt = request.sampling, request.prompt
-    usage = {"include_usage": True}
-    body: dict[str, Any] = {"model": model, "stream": True, "stream_options": usage}
-    if isinstance(prompt, str):
-        body["prompt"] = prompt
-        if sampling.logprobs is not None:
-            body["logprobs"] = sampling.logprobs
-    else:
-        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in prompt]
-        if sampling.logprobs is not None:
-            body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-    body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    # The last three are extensions of vLLM: other servers refuse them, so only what is asked for is sent.
-    defaults = Sampling()
-    for name in ("max_tokens", "seed", "top_k", "min_p", "repetition_penalty"):
-        if (value := getattr(sampling, name)) != getattr(defaults, name):
-            body[name] = value
-    if sampling.stop:
-        body["stop"] = list(sampling.stop)
-    return body
+def _bytes_of(response: httpx.Response) -> AbstractAsyncContextManager[AsyncGenerator[bytes, None]]:
+    # Closed where it is left, and not when somebody lets go of the exception that left it.
+    return aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_bytes()))
 
 
-async def _sse(response: httpx.Response) -> AsyncIterator[str]:
-    """Data of each event. Lines end with LF or CRLF, however they were cut into chunks."""
-    rest, data = b"", list[str]()
-    async for chunk in response.aiter_bytes():
-        *lines, rest = (rest + chunk).split(b"\n")
-        if len(rest) > _MAX_LINE_BYTES or any(len(line) > _MAX_LINE_BYTES for line in lines):
-            raise Unavailable(f"the server sent a line of more than {_MAX_LINE_BYTES} bytes")
-        for raw in lines:
-            line = raw.rstrip(b"\r").decode(errors="replace")
-            if line.startswith("data:"):
-                data.append(line[5:].removeprefix(" "))
-            elif not line and data:
-                yield "\n".join(data)
-                data = []
+async def _error_of(response: httpx.Response) -> ServerError:
+    raw = bytearray()
+    async with _bytes_of(response) as chunks:
+        async for chunk in chunks:
+            raw += chunk
+            if len(raw) > _MAX_ERROR_BYTES:
+                break
+    return read_error(bytes(raw[:_MAX_ERROR_BYTES]))
 
 
-def _logprobs(found: Any) -> tuple[TokenLogprob, ...]:
-    """Of chat (entries with alternatives) and of completions (parallel lists). No ids are sent: -1."""
-    if not found:
-        return ()
-    if found.get("content"):
-        return tuple(
-            TokenLogprob(
-                entry["token"],
-                -1,
-                float(entry["logprob"]),
-                tuple((top["token"], -1, float(top["logprob"])) for top in entry.get("top_logprobs") or ()),
-            )
-            for entry in found["content"]
-        )
-    tokens = found.get("tokens") or []
-    tops = found.get("top_logprobs") or [{}] * len(tokens)
-    return tuple(
-        TokenLogprob(token, -1, float(value), tuple((t, -1, float(p)) for t, p in (top or {}).items()))
-        for token, value, top in zip(tokens, found.get("token_logprobs") or [], tops, strict=True)
-    )
-
-
-def _safe(text: str, key: str) -> str:
-    return (text.replace(key, "[key]") if key else text)[:_MESSAGE_CHARS] or "no message"
+async def _drain(chunks: AsyncGenerator[bytes, None]) -> None:
+    """Read to the end of a body whose last word was said, so that the connection can be used again."""
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            async for _ in chunks:
+                pass
+    except (TimeoutError, httpx.TransportError):
+        # The answer is whole; only the connection is lost.
+        return

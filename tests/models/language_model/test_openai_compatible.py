@@ -1,116 +1,209 @@
-"""The backend in front of an OpenAI-compatible server: streams cut anywhere, refusals, cancelling."""
+"""The backend in front of an OpenAI-compatible server: what is sent, adapters, many requests at once."""
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from graph.errors import InvalidInput, Overloaded, Unavailable, UnknownAdapter, WeftError
+from graph.errors import InvalidInput, Overloaded, Unavailable, UnknownAdapter
 from models.adapter_cascade import AdapterCascade, MemoryPointers
+from models.adapter_pointers import AdapterArm
+from models.language_model import openai_compatible, remote_ticket
 from models.language_model.generator import Generator
 from models.language_model.openai_compatible import OpenAICompatibleModel
+from models.language_model.protocol import AdapterChoice, AdapterPart, Admitted, Finished, Piece
+from tests.models.language_model.completions_server import DONE, WAIT_S, Reply, ended, event, refusal, said
+from tests.models.language_model.remote_model import KEY, Remote, until
 
-KEY = "sk-secret"
-GOOD = [
-    b": hello\r\n\r\nda",
-    b'ta: {"choices":[{"delta":{"content":"he\xc3',
-    b'\xa9"}}]}\r\n\r\n',
-    b'data: {"choices":[{"delta":{},"finish_reason":"length"}]}\n\n',
-    b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\ndata: [DONE]\n\n',
-]
-
-
-class Server:
-    def __init__(self) -> None:
-        self.status, self.chunks, self.requests = 200, GOOD, list[dict[str, Any]]()
-        self.hold = threading.Event()
-        self.hold.set()
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                outer.requests.append(request)
-                outer.hold.wait(10)
-                status = 404 if request["model"] != "m" else outer.status
-                self.send_response(status)
-                self.end_headers()
-                try:
-                    for chunk in outer.chunks if status != 404 else []:
-                        self.wfile.write(chunk)
-                        self.wfile.flush()
-                except (BrokenPipeError, ConnectionResetError):
-                    return
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.02,))
-        self.thread.start()
+ALICE, FILMS = "a" * 64, "f" * 64
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    found = Server()
-    yield found
-    found.hold.set()
-    found.http.shutdown()
-    found.http.server_close()
-    found.thread.join()
-
-
-@pytest.fixture
-def generator(server: Server) -> Iterator[Generator]:
-    url = f"http://127.0.0.1:{server.http.server_port}/v1"
-    spec = SimpleNamespace(model="m", url=url, api_key=KEY, timeout_s=5.0)
-    with Generator(OpenAICompatibleModel(spec), AdapterCascade(MemoryPointers)) as found:
+def remote() -> Iterator[Remote]:
+    with Remote() as found:
         yield found
 
 
-def test_an_answer_cut_anywhere(generator: Generator, server: Server) -> None:
-    found = generator.run("a", "hello")
-    assert (found.output, found.finish_reason) == ("heé", "length")
-    assert (found.prompt_tokens, found.completion_tokens) == (3, 2)
-    assert "top_k" not in server.requests[0]
+@pytest.fixture
+def model(remote: Remote) -> OpenAICompatibleModel:
+    return remote.open()
 
 
-def test_an_adapter_the_server_does_not_know(generator: Generator) -> None:
-    with pytest.raises(UnknownAdapter):
-        generator.run("a", "x", adapter="a" * 64)
+# --- What is sent and read ---
 
 
-@pytest.mark.parametrize(
-    ("status", "error"), [(400, InvalidInput), (401, Unavailable), (429, Overloaded), (500, Unavailable)]
-)
-def test_refusals_are_typed_and_hold_no_key(
-    generator: Generator, server: Server, status: int, error: type[WeftError]
-) -> None:
-    server.status, server.chunks = status, [json.dumps({"error": {"message": f"no {KEY}"}}).encode()]
-    with pytest.raises(error) as caught:
-        generator.run("a", "x")
-    assert type(caught.value) is error and KEY not in str(caught.value)
+def test_chat(remote: Remote, model: OpenAICompatibleModel) -> None:
+    usage = event({"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5}})
+    remote.server.reply = lambda request: Reply([said("he"), said("llo"), ended("length"), usage, DONE])
+    heard = remote.ask(model)
+    admitted, *_, last = heard.events
+    assert isinstance(admitted, Admitted) and admitted.choice == AdapterChoice()
+    assert heard.text == "hello"
+    assert (last.reason, last.prompt_tokens, last.completion_tokens) == ("length", 3, 5)
+    assert 0 < last.first_token_ms < last.latency_ms
+    (request,), (headers,) = remote.server.requests, remote.server.headers
+    assert request["path"] == "/v1/chat/completions"
+    assert (request["model"], request["messages"]) == ("m", [{"role": "user", "content": "hello"}])
+    assert (headers["Authorization"], headers["Content-Type"]) == (f"Bearer {KEY}", "application/json")
+    assert model.status()["tokens_generated"] == 5
 
 
-@pytest.mark.parametrize(
-    "chunks",
-    [GOOD[:3], [b"data: {oops\n\n"], [b'data: {"error":{"message":"x"}}\n\n'], [b"a" * (1 << 20) + b"aa"]],
-)
-def test_broken_streams_are_unavailable(generator: Generator, server: Server, chunks: list[bytes]) -> None:
-    server.chunks = chunks
-    with pytest.raises(Unavailable):
-        generator.run("a", "x")
+def test_completions(remote: Remote, model: OpenAICompatibleModel) -> None:
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [-1, -2], "top_logprobs": [{"a": -1}, {"c": -1}]}
+    parts = [
+        event({"choices": [{"text": "ab", "logprobs": logprobs}]}),
+        event({"choices": [{"text": "", "finish_reason": "stop"}]}),
+    ]
+    remote.server.reply = lambda request: Reply(parts)  # and no [DONE]
+    heard = remote.ask(model, "once", logprobs=1, top_k=4)
+    request = remote.server.requests[0]
+    assert (request["path"], request["prompt"], request["logprobs"]) == ("/v1/completions", "once", 1)
+    assert (request["top_k"], "min_p" in request) == (4, False)
+    assert [(t.token, t.top[0][0]) for t in heard.wait(Piece).logprobs] == [("a", "a"), ("b", "c")]
+    assert heard.wait(Finished).completion_tokens == 2  # without usage: tokens with log-probabilities
 
 
-def test_cancelling_at_once_frees_the_place(generator: Generator, server: Server) -> None:
-    server.hold.clear()
-    stream = generator.stream("a", "x")
-    stream._ticket.cancel()
-    with pytest.raises(Unavailable, match="cancelled"):
-        next(stream)
+def test_text_is_whole_wherever_the_bytes_are_cut(remote: Remote, model: OpenAICompatibleModel) -> None:
+    raw = 'data: {"choices":[{"delta":{"content":"é☃𝄞"}}]}\r\n\r\n'.encode() + ended() + DONE
+    remote.server.reply = lambda request: Reply([bytes([byte]) for byte in raw])
+    heard = remote.ask(model)
+    assert (heard.text, heard.wait(Finished).reason) == ("é☃𝄞", "stop")
+    assert heard.wait(Finished).completion_tokens == 1  # a piece counts as a token where nobody counts
+
+
+def test_connections_are_used_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    for patience in ("_DRAIN_S", "_IDLE_S"):  # on a busy machine
+        monkeypatch.setattr(openai_compatible, patience, WAIT_S)
+    model = remote.open()
+    for _ in range(3):
+        assert remote.ask(model).text == "hello"
+    remote.ask(
+        model, choose=lambda failed: AdapterChoice() if failed else AdapterChoice((AdapterPart(ALICE),))
+    )
+    assert (len(remote.server.requests), remote.server.connections) == (5, 1)
+
+
+def test_a_server_that_does_not_hang_up_after_the_end(remote: Remote, model: OpenAICompatibleModel) -> None:
+    server = remote.server
+    server.reply = lambda request: Reply([said("hello"), ended(), DONE, server.stall])
+    assert isinstance(remote.ask(model).end(), Finished)
+    assert server.hung_up.acquire(timeout=WAIT_S)
+
+
+def test_times_count_from_submission(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(remote_ticket, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    model, go = remote.open(max_running=1), threading.Event()
+    remote.server.reply = lambda request: Reply([lambda: go.wait(WAIT_S), said("x"), ended(), DONE])
+    first, _ = remote.submit(model)
+    second, _ = remote.submit(model)
+    first.wait(Admitted)
+    clock.now += 7
+    go.set()
+    last = second.wait(Finished)
+    assert second.wait(Admitted).queued_ms == last.first_token_ms == last.latency_ms == 7000
+    assert first.wait(Admitted).queued_ms == 0
+
+
+# --- Adapters ---
+
+
+def test_an_adapter_the_server_does_not_know_falls_down_the_cascade(remote: Remote) -> None:
+    pointers, server = MemoryPointers(), remote.server
+    pointers.activate("user", "alice", AdapterArm("v1", ALICE))
+    pointers.activate("domain", "films", AdapterArm("v2", FILMS))
+    server.known = {"m", FILMS}
+    with Generator(remote.open(), AdapterCascade(lambda: pointers)) as generator:
+        found = generator.run("alice", "x", domain="films")
+        assert (found.output, found.adapter, found.digest) == ("hello", "domain/films/v2", FILMS)
+        assert found.source == "domain" and "user/alice/v1 could not be loaded" in found.why
+        assert [request["model"] for request in server.requests] == [ALICE, FILMS]
+        alone = generator.run("alice", "x")
+        assert (alone.source, alone.digest) == ("base", None) and "the server does not know it" in alone.why
+        assert generator.run("bob", "x", domain="films").why == "domain/films has v2 active"
+        with pytest.raises(UnknownAdapter, match="user/alice"):
+            generator.run("bob", "x", adapter="user/alice")
+        server.known = set()
+        with pytest.raises(Unavailable, match="404: no such model"):
+            generator.run("alice", "x", domain="films")
+
+
+def test_other_names_and_other_words_for_unknown(remote: Remote) -> None:
+    model = remote.open(adapter_names="m:{digest}")
+    remote.server.known |= {f"m:{FILMS}", f"m:{ALICE}"}
+    unknown = refusal(400, "which?", code="model_not_found")
+    remote.server.reply = lambda request: unknown if request["model"] == f"m:{ALICE}" else Reply()
+    heard = remote.ask(model, choose=lambda failed: AdapterChoice((AdapterPart(FILMS if failed else ALICE),)))
+    assert heard.text == "hello"
+    assert [request["model"] for request in remote.server.requests] == [f"m:{ALICE}", f"m:{FILMS}"]
+    stubborn = remote.ask(model, choose=lambda failed: AdapterChoice((AdapterPart(ALICE),)))
+    assert "which?" in stubborn.failure().message and len(remote.server.requests) == 4
+
+
+@pytest.mark.parametrize("blend", [[(ALICE, 1.0), (FILMS, 1.0)], [(ALICE, 0.5)]])
+def test_blends_are_refused(remote: Remote, blend: list[tuple[str, float]]) -> None:
+    remote.server.known |= {ALICE, FILMS}
+    with Generator(remote.open(), AdapterCascade(MemoryPointers)) as generator:
+        with pytest.raises(InvalidInput, match="one adapter of weight 1") as caught:
+            generator.run("a", "x", blend=blend)
+        assert (caught.value.param, remote.server.requests) == ("blend", [])
+        assert generator.run("a", "x", blend=[(ALICE, 1.0)]).digest == ALICE
+
+
+# --- Many at once ---
+
+
+def test_slow_streams_run_at_the_same_time(remote: Remote) -> None:
+    model, together = remote.open(max_running=24), threading.Barrier(24)
+
+    def slow(request: dict[str, Any]) -> Reply:
+        parts = [together.wait, said("a"), together.wait, said("b"), together.wait, ended(), DONE]
+        return Reply([part if isinstance(part, bytes) else lambda: together.wait(WAIT_S) for part in parts])
+
+    remote.server.reply = slow
+    heard = [remote.submit(model)[0] for _ in range(24)]
+    assert [isinstance(each.end(), Finished) for each in heard] == [True] * 24
+    assert [each.text for each in heard] == ["ab"] * 24
+
+
+def test_a_full_queue_is_overloaded(remote: Remote) -> None:
+    model, server = remote.open(max_running=2, max_queued=3), remote.server
+    go = threading.Event()
+    server.reply = lambda request: Reply([lambda: go.wait(WAIT_S), said("x"), ended(), DONE])
+    heard = [remote.submit(model)[0] for _ in range(5)]
+    with pytest.raises(Overloaded, match="5 requests"):
+        remote.submit(model)
+    until(lambda: len(server.requests) == 2)
+    assert (model.status()["running"], model.status()["queued"]) == (2, 3)
+    go.set()
+    assert [isinstance(each.end(), Finished) for each in heard] == [True] * 5
+    assert (remote.ask(model).text, server.most_at_once) == ("x", 2)
+
+
+def test_cancelling(remote: Remote) -> None:
+    model, server = remote.open(max_running=1), remote.server
+    server.reply = lambda request: Reply([said("x"), server.stall])
+    running, ticket = remote.submit(model)
+    waiting, other = remote.submit(model)
+    running.wait(Piece)
+    other.cancel()
+    assert waiting.wait(Finished).reason == "cancelled" and len(waiting.events) == 1
+    ticket.cancel()
+    assert running.wait(Finished).reason == "cancelled"
+    assert server.hung_up.acquire(timeout=WAIT_S), "the connection stays open"
+    ticket.cancel()  # harmless at the end
+    # At once, before the request has begun.
+    server.reply = lambda request: Reply()
+    for _ in range(20):
+        heard, ticket = remote.submit(model)
+        ticket.cancel()
+        heard.end()
+    assert remote.ask(model).text == "hello"
+    with model._lock:  # as when a stream is collected in the middle of something
+        ticket.cancel()
+    model.close()
+    ticket.cancel()
