@@ -60,9 +60,13 @@ def public_name(model: str) -> str:
     return model
 
 
-def refuse_pickled(folder: Path) -> None:
-    """Raise InvalidInput for weights that exist in pickled form alone."""
-    pickled = {path.parent for path in folder.rglob("*") if path.suffix in _PICKLED}
+def refuse_pickled(folder: Path, *, subfolders: bool = True) -> None:
+    """Raise InvalidInput for weights that exist in pickled form alone.
+
+    Without `subfolders` only for the folder's own: Llama's have the original checkpoint below.
+    """
+    paths = folder.rglob("*") if subfolders else folder.glob("*")
+    pickled = {path.parent for path in paths if path.suffix in _PICKLED}
     for parent in sorted(pickled):
         hidden = any(part.startswith(".") for part in parent.relative_to(folder).parts)
         if not hidden and not any(parent.glob("*.safetensors")):

@@ -24,7 +24,7 @@ class LanguageModelSpec:
     """Base of an OpenAI-compatible endpoint, up to and without "/chat/completions"; "openai" alone."""
     api_key: str | None = field(default=None, repr=False)
     device: str = "auto"
-    """"auto" (CUDA when there is one that works, else the CPU), or what torch calls a device."""
+    """"auto" (CUDA when there is one that works, else the CPU), "cpu", "cuda" or "cuda:N"."""
     dtype: Dtype = "auto"
     """Of the weights; auto: bfloat16 on a GPU (float16 where it has none), float32 on a CPU."""
     quantization: Quantization = "none"
@@ -44,10 +44,10 @@ class LanguageModelSpec:
             value, allowed = getattr(self, name), get_args(kind)
             if value not in allowed:
                 raise InvalidInput(f'{name} is "{value}"; allowed are {", ".join(allowed)}', param=name)
-        for name in ("num_threads", "max_context_tokens"):
+        for name, least in (("num_threads", 1), ("max_context_tokens", 2)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidInput(f"{name} is {value}; must be at least 1, or left out", param=name)
+            if value is not None and value < least:
+                raise InvalidInput(f"{name} is {value}; must be at least {least}, or left out", param=name)
         if not (math.isfinite(self.timeout_s) and self.timeout_s > 0):
             raise InvalidInput(f"timeout_s is {self.timeout_s}; must be above 0", param="timeout_s")
         if (self.backend == "openai") != bool(self.url):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from graph.errors import UnknownAdapter
+from graph.errors import InvalidInput, Unavailable
 from models.adapter_cascade import AdapterCascade, MemoryPointers, PointerReader
 from models.adapters import AdapterStore
 from models.language_model.base_model import BaseModel, open_base_model
@@ -14,7 +14,6 @@ from models.language_model.engine import Engine
 from models.language_model.engine_limits import EngineLimits
 from models.language_model.generator import Generator
 from models.language_model.lora import LoraSlots
-from models.language_model.lora_weights import AdapterWeights
 from models.language_model.opening import LanguageModelSpec
 from models.language_model.prefix_cache import PrefixCache
 from models.language_model.resident_adapters import ResidentAdapters
@@ -32,22 +31,38 @@ class AdapterPlaces:
     max_resident: int = 512
     max_resident_bytes: int = 1 << 30
 
+    def __post_init__(self) -> None:
+        for name in ("slots", "max_rank", "max_adapter_bytes", "max_resident", "max_resident_bytes"):
+            if getattr(self, name) < 1:
+                raise InvalidInput(f"{name} is {getattr(self, name)}; must be at least 1", param=name)
+
     def store(self, base: BaseModel | None) -> AdapterStore:
-        """The store; without a base model only what needs none is checked."""
+        """The store; without a base model only what needs none is checked. Raises Unavailable."""
         spec = None if base is None else base.spec
-        return AdapterStore(
-            self.root, self.inbox, spec, max_rank=self.max_rank, max_bytes=self.max_adapter_bytes
-        )
+        try:
+            return AdapterStore(
+                self.root, self.inbox, spec, max_rank=self.max_rank, max_bytes=self.max_adapter_bytes
+            )
+        except OSError as error:
+            raise Unavailable(
+                f"the folder of adapters {self.root} cannot be used: {error.strerror or error}; give another"
+            ) from error
 
 
 @dataclass(frozen=True)
 class OpenEngine:
-    """An engine that runs, and what it was made of."""
+    """An engine that runs, and what it was made of; no store and residents where it runs without adapters."""
 
     engine: Engine
     base: BaseModel
-    store: AdapterStore | None
-    residents: ResidentAdapters
+    store: AdapterStore | None = None
+    residents: ResidentAdapters | None = None
+
+    def close(self) -> None:
+        """End the engine's thread and those that load adapters. Harmless when repeated."""
+        self.engine.close()
+        if self.residents is not None:
+            self.residents.close()
 
 
 @dataclass(frozen=True)
@@ -61,21 +76,36 @@ def open_engine(
 ) -> OpenEngine:
     """Load the base model and start its engine; without `adapters` every request runs on the base model.
 
-    Blocks for as long as loading the weights takes. Raises what `open_base_model` raises.
+    Blocks for as long as loading the weights takes. Raises what `open_base_model` raises, and Unavailable
+    when the folder of adapters cannot be used.
     """
     options = options or EngineOptions()
     base = open_base_model(spec)
-    store = None if adapters is None else adapters.store(base)
-    places = adapters or AdapterPlaces(Path(), Path())
-    residents = ResidentAdapters(
-        _no_adapters if store is None else store.load,
-        max_count=places.max_resident,
-        max_bytes=places.max_resident_bytes,
-    )
-    slots = LoraSlots(base.model, base.spec.linears, num_slots=places.slots, max_rank=places.max_rank)
     cache = PrefixCache(options.prefix_cache_bytes) if options.prefix_cache_bytes else None
-    engine = Engine(base, limits=options.limits, lora=slots, residents=residents, prefix_cache=cache)
+    if adapters is None:
+        return OpenEngine(Engine(base, limits=options.limits, prefix_cache=cache), base)
+    store = adapters.store(base)
+    slots = LoraSlots(base.model, base.spec.linears, num_slots=adapters.slots, max_rank=adapters.max_rank)
+    residents = ResidentAdapters(
+        store.load, max_count=adapters.max_resident, max_bytes=adapters.max_resident_bytes
+    )
+    try:
+        engine = Engine(base, limits=options.limits, lora=slots, residents=residents, prefix_cache=cache)
+    except BaseException:
+        residents.close()
+        raise
     return OpenEngine(engine, base, store, residents)
+
+
+class LocalGenerator(Generator):
+    """A generator with an engine of its own, which it closes."""
+
+    def __init__(self, opened: OpenEngine, pointers: Callable[[], PointerReader]) -> None:
+        super().__init__(opened.engine, AdapterCascade(pointers))
+        self.opened = opened
+
+    def close(self) -> None:
+        self.opened.close()
 
 
 def open_generator(
@@ -83,19 +113,14 @@ def open_generator(
     adapters: Path | str | None = None,
     pointers: Callable[[], PointerReader] | None = None,
     spec: LanguageModelSpec | None = None,
-) -> Generator:
+) -> LocalGenerator:
     """A generator for use without a service; close it, or use it as a context manager.
 
-    `adapters` is a folder as `AdapterStore` keeps it; folders below its `inbox` can be imported. `pointers`
-    says which are active, for example the view of a graph; without it a request names its adapter. `spec`
-    has everything else about the model; its name is `model`.
+    `adapters` is a folder as `AdapterStore` keeps it; what lies in its `inbox` is imported with
+    `generator.opened.store.import_folder`. `pointers` says which are active: the view of a graph, or
+    `MemoryPointers`; without it a request names its adapter. `spec` has everything else about the model.
     """
-    spec = LanguageModelSpec(model=model) if spec is None else spec
-    root = None if adapters is None else Path(adapters)
-    opened = open_engine(spec, None if root is None else AdapterPlaces(root, root / "inbox"))
+    spec = LanguageModelSpec(model) if spec is None else replace(spec, model=model)
+    places = None if adapters is None else AdapterPlaces(Path(adapters), Path(adapters) / "inbox")
     known = MemoryPointers()
-    return Generator(opened.engine, AdapterCascade(pointers or (lambda: known)))
-
-
-def _no_adapters(digest: str) -> AdapterWeights:
-    raise UnknownAdapter(f"there is no adapter {digest!r}: no folder of adapters was given")
+    return LocalGenerator(open_engine(spec, places), pointers or (lambda: known))

@@ -6,12 +6,16 @@ streams and swaps, and nothing about language.
 
 from __future__ import annotations
 
+import glob
+import math
 import os
+import secrets
 import shutil
+import time
 from pathlib import Path
 
+from graph.errors import Unavailable
 from models.language_model.base_model import STAND_IN_MARK
-from models.model_files import quiet
 
 _WORDS = """
 a about after again all always an and another any as at away back be because been before being best
@@ -41,32 +45,60 @@ _TEMPLATE = (
 _SPECIAL = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
 _SEED = 20
 _WINDOW = 2048
+_WIDTH = 96
+_DEVIATION = 0.2
+_LEFTOVER_S = 3_600.0
 
 
 def make_stand_in(folder: Path) -> Path:
     """Make the model in `folder` unless it is there; the same bytes everywhere. About 2 MB, a second or two.
 
-    Several processes may do so at once.
+    Threads and processes may do so at once. Raises Unavailable when it cannot be written.
     """
     if (folder / "config.json").is_file():
         return folder
-    made = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
+    made = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
     try:
+        made.mkdir(parents=True)
+        _remove_leftovers(folder)
         _write(made)
+        for path in made.iterdir():
+            _sync(path)
         made.rename(folder)
-    except OSError:
+    except OSError as error:
+        # Another may have been quicker, with the same files.
         if not (folder / "config.json").is_file():
-            raise
-        # Another process was quicker, with the same files.
+            raise Unavailable(
+                f"the stand-in model cannot be made in {folder}: {error.strerror or error}; make room "
+                "there, or give the folder of a model"
+            ) from error
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(made, ignore_errors=True)  # it was renamed, if all went well
     return folder
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """What makers left that did not come to their end."""
+    for path in folder.parent.glob(f".{glob.escape(folder.name)}-{'[0-9a-f]' * 16}"):
+        try:
+            age_s = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if age_s > _LEFTOVER_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write(folder: Path) -> None:
     import torch
+    from safetensors.torch import save_file
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -98,7 +130,7 @@ def _write(folder: Path) -> None:
         {
             "architectures": ["LlamaForCausalLM"],
             "vocab_size": len(vocabulary),
-            "hidden_size": 96,
+            "hidden_size": _WIDTH,
             "intermediate_size": 256,
             "num_hidden_layers": 3,
             "num_attention_heads": 6,
@@ -108,18 +140,24 @@ def _write(folder: Path) -> None:
             "pad_token_id": 0,
             "bos_token_id": None,
             "eos_token_id": 1,
-            "initializer_range": 0.2,
             STAND_IN_MARK: True,
         }
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        model = LlamaForCausalLM(config)
-        generator = torch.Generator().manual_seed(_SEED)
-        # Whole words alone get a say: pieces of words and control tokens but the end are never the likeliest.
-        head = torch.zeros(len(vocabulary), 96)
-        says = [vocabulary[f"Ġ{word}"] for word in _WORDS] + [vocabulary[_SPECIAL[1]]]
-        head[says] = torch.randn(len(says), 96, generator=generator) * 0.5
-        model.lm_head.weight.data.copy_(head)
-    with quiet():
-        model.save_pretrained(folder)
+    config.save_pretrained(folder)
+    with torch.device("meta"):  # names and shapes alone: initialising draws from the process' own generator
+        shapes = {name: weight.shape for name, weight in LlamaForCausalLM(config).named_parameters()}
+    generator = torch.Generator().manual_seed(_SEED)
+    weights = {}
+    for name, shape in shapes.items():
+        if name.endswith("norm.weight"):
+            weights[name] = torch.ones(shape, dtype=torch.float32)
+        else:
+            # Uniform, of the same standard deviation: normal ones differ in a last bit between processors.
+            uniform = torch.rand(shape, generator=generator, dtype=torch.float32)
+            weights[name] = (uniform - 0.5) * (math.sqrt(12) * _DEVIATION)
+    # Whole words alone get a say: pieces of words and control tokens but the end are never the likeliest.
+    says = [vocabulary[f"Ġ{word}"] for word in _WORDS] + [vocabulary[_SPECIAL[1]]]
+    head = torch.zeros_like(weights["lm_head.weight"])
+    head[says] = weights["lm_head.weight"][says] * 2.5
+    weights["lm_head.weight"] = head
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
