@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -11,11 +10,10 @@ import queue
 import threading
 from collections.abc import Mapping
 from io import FileIO
-from itertools import count
 from pathlib import Path
-from typing import IO
 
-from deployments.settings import AuditSettings
+from deployments.replica_number import ReplicaNumber
+from deployments.setting_groups import AuditSettings
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class AuditLog:
         self._limits = limits
         self._folder = folder
         self._waiting: queue.Queue[Mapping[str, object] | threading.Event | None] = queue.Queue(_MAX_WAITING)
-        self._held: IO[str] | None = None
+        self._number: ReplicaNumber | None = None
         self._path: Path | None = None
         self._file: FileIO | None = None
         self._written = self._lost = 0
@@ -94,8 +92,8 @@ class AuditLog:
                 self._written += 1
                 self._failure = None
         self._forget_file()
-        if self._held is not None:
-            self._held.close()
+        if self._number is not None:
+            self._number.close()
 
     def _append(self, line: bytes) -> None:
         file = self._file or self._open()
@@ -118,18 +116,8 @@ class AuditLog:
         return file
 
     def _own_path(self) -> Path:
-        """The first number that no other replica holds; held until the process ends."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for number in count():
-            held = (self._folder / f".generations-{number}.lock").open("w", encoding="ascii")
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                held.close()
-                continue
-            self._held = held
-            return self._folder / f"generations-{number}.jsonl"
-        raise AssertionError("unreachable")
+        self._number = self._number or ReplicaNumber(self._folder, "generations")
+        return self._folder / f"generations-{self._number.value}.jsonl"
 
     def _rotate(self) -> None:
         self._forget_file()

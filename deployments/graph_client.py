@@ -149,7 +149,8 @@ def code_version() -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
     domain = sorted(Path(graph.__file__).parent.glob("*.py"))
-    for path in (here / "graph_state.py", here / "settings.py", here / "encoder_pointers.py", *domain):
+    mine = ("graph_state.py", "settings.py", "setting_groups.py", "encoder_pointers.py")
+    for path in (*(here / name for name in mine), *domain):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

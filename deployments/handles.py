@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from typing import Any, TypeVar
 
 from grpc.aio import AioRpcError
@@ -37,10 +38,25 @@ async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
         return await getattr(handle, method).remote(*args)
 
 
-async def cancelling(handle: DeploymentHandle, method: str, *args: object) -> Any:
-    """Like `call`; when it is cancelled, so is the work at the replica."""
+def begun(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Start a call that Serve does not know as part of the HTTP request it is made for.
+
+    The consistent-hash router takes all calls that wait at a time for one HTTP request for the same call: one
+    of them would be made, and the others never end. Seen with Ray 2.60.
+    """
+    return Context().run(getattr(handle, method).remote, *args)
+
+
+async def call_apart(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Like `call`, started with `begun`."""
     with _typed():
-        response = getattr(handle, method).remote(*args)
+        return await begun(handle, method, *args)
+
+
+async def cancelling(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """Like `call_apart`; when it is cancelled, so is the work at the replica."""
+    with _typed():
+        response = begun(handle, method, *args)
         try:
             return await response
         except asyncio.CancelledError:

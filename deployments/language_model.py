@@ -29,7 +29,15 @@ from deployments.graph_client import GraphStateClient
 from deployments.opening_language_model import OpenedLanguageModel, Opener, open_language_model
 from deployments.settings import Settings
 from deployments.warm_adapters import WarmAdapters
-from graph.errors import InvalidInput, NotFound, NotYet, Unavailable, UnknownAdapter, UnknownModel, WeftError
+from graph.errors import (
+    InvalidInput,
+    ModelUnavailable,
+    NotFound,
+    NotYet,
+    UnknownAdapter,
+    UnknownModel,
+    WeftError,
+)
 from graph.schema import ChangeSet, Pointer
 from graph.view import GraphView
 from models.adapter_cascade import AdapterCascade
@@ -40,6 +48,8 @@ log = logging.getLogger(__name__)
 
 _START_WAIT_S = 60.0
 """The service starts without a model that takes longer to load; it joins when it is there."""
+_STOP_WAIT_S = 5.0
+"""For changes of adapters that were begun; what writes to a graph state that is gone would wait for long."""
 _RETRY_S = 5.0
 _MAX_RETRY_S = 60.0
 _QUICK_CHARS = 16_384
@@ -89,9 +99,12 @@ class LanguageModel:
         if self._warm is not None:
             await self._warm.stop()
         if self._manager is not None:
-            await self._manager.stop()
+            try:
+                await asyncio.wait_for(self._manager.stop(), _STOP_WAIT_S)
+            except TimeoutError:
+                log.warning("a change of adapters is given up: the replica stops")
         if self._opened is not None:
-            await asyncio.to_thread(self._opened.backend.close)
+            await asyncio.to_thread(self._opened.close)
         await self._follower.stop()
         if self._audit is not None:
             await asyncio.to_thread(self._audit.close)
@@ -105,7 +118,7 @@ class LanguageModel:
         pause = _RETRY_S
         while True:
             try:
-                opened = await asyncio.to_thread(self._opener, self._settings)
+                opened = await self._open_once()
             except Exception as error:
                 # The rest of the service goes on without it; calls and /readyz say why.
                 defect = not isinstance(error, WeftError)
@@ -118,6 +131,15 @@ class LanguageModel:
             break
         await self._begin(opened)
         self._tried.set()
+
+    async def _open_once(self) -> OpenedLanguageModel:
+        opening = asyncio.ensure_future(asyncio.to_thread(self._opener, self._settings))
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            # The thread goes on: whatever it opens is for nobody.
+            opening.add_done_callback(lambda done: done.exception() or done.result().close())
+            raise
 
     async def _begin(self, opened: OpenedLanguageModel) -> None:
         backend, residents = opened.backend, opened.residents
@@ -134,8 +156,8 @@ class LanguageModel:
         )
         await manager.start()
         if residents is not None:
-            file = self._settings.adapter_dir / ".resident.json"
-            self._warm = WarmAdapters(file, residents, self._settings.adapters.warm_up)
+            folder = self._settings.adapter_dir
+            self._warm = WarmAdapters(folder, residents, self._settings.adapters.warm_up)
         self._opened, self._manager, self._failure = opened, manager, None
         if self._warm is not None and self._follower.version >= 0:
             self._warm.start(self._versions)
@@ -179,7 +201,7 @@ class LanguageModel:
 
     def _model(self) -> OpenedLanguageModel:
         if self._opened is None:
-            raise Unavailable(f"the language model is not available: {self._failure}")
+            raise ModelUnavailable(f"the language model is not available: {self._failure}")
         return self._opened
 
     # --------------------------------------------------------------------------------------------- generating

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import math
 import os
 import shutil
 import signal
@@ -150,7 +151,7 @@ def _start(settings: Settings, quiet: bool) -> None:
     import ray
     from ray import serve
 
-    from deployments.app import build
+    from deployments.app import build, claimed_cpus
 
     level = "ERROR" if quiet else "INFO"
     logging.getLogger("ray.serve").setLevel(level)
@@ -159,7 +160,9 @@ def _start(settings: Settings, quiet: bool) -> None:
         ray.init(
             address="local",  # never join a cluster that happens to run
             namespace="weft",
-            num_cpus=max(2, os.cpu_count() or 1),
+            # Claims are for placing replicas, and there is nowhere else to place them: without room for a
+            # claim Ray would wait for another machine, and say so to nobody.
+            num_cpus=max(2, os.cpu_count() or 1, math.ceil(claimed_cpus(settings))),
             include_dashboard=False,
             log_to_driver=not quiet,
             logging_level=level,

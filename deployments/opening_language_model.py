@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from deployments.adapter_manager import Store
@@ -29,6 +27,8 @@ class Residents(Protocol):
 
     def forget(self, digest: str) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class OpenedLanguageModel:
@@ -38,6 +38,12 @@ class OpenedLanguageModel:
     store: Store
     residents: Residents | None = None
     meaningful: bool = True
+
+    def close(self) -> None:
+        """What runs ends as Unavailable; waits for adapters that are being loaded."""
+        self.backend.close()
+        if self.residents is not None:
+            self.residents.close()
 
 
 Opener = Callable[[Settings], OpenedLanguageModel]
@@ -60,10 +66,11 @@ def _open_local(settings: Settings) -> OpenedLanguageModel:
     from models.language_model.engine_limits import EngineLimits
     from models.language_model.opening import LanguageModelSpec
     from models.language_model.opening_engine import EngineOptions, open_engine
+    from models.language_model.stand_in import make_stand_in
 
     limits = settings.language_model
     spec = LanguageModelSpec(
-        model=limits.model or str(_stand_in(settings.stand_in_dir)),
+        model=limits.model or str(make_stand_in(settings.stand_in_dir)),
         device=limits.device,
         dtype=limits.dtype,
         quantization=limits.quantization,
@@ -97,7 +104,12 @@ def _open_remote(settings: Settings) -> OpenedLanguageModel:
         max_context_tokens=limits.max_context_tokens,
         timeout_s=limits.timeout_s,
     )
-    backend = OpenAICompatibleModel(spec, max_running=limits.max_batch, max_queued=limits.max_queued_requests)
+    backend = OpenAICompatibleModel(
+        spec,
+        max_running=limits.max_batch,
+        max_queued=limits.max_queued_requests,
+        adapter_names=limits.adapter_names,
+    )
     return OpenedLanguageModel(backend, _places(settings).store(None))
 
 
@@ -114,22 +126,3 @@ def _places(settings: Settings) -> AdapterPlaces:
         max_resident=adapters.max_resident,
         max_resident_bytes=adapters.max_resident_bytes,
     )
-
-
-def _stand_in(folder: Path) -> Path:
-    """A tiny model whose words mean nothing, made once."""
-    from models.language_model.stand_in import make_stand_in
-
-    if not folder.is_dir():
-        made = folder.with_name(f".{folder.name}-{os.getpid()}")
-        try:
-            made.parent.mkdir(parents=True, exist_ok=True)
-            make_stand_in(made)
-            made.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-            # Another replica was quicker; both made the same.
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
-    return folder

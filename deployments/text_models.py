@@ -15,7 +15,7 @@ from pathlib import Path
 from deployments.encoder_pointers import ACTIVE as ACTIVE_ENCODER
 from deployments.encoder_pointers import CANDIDATE as CANDIDATE_ENCODER
 from deployments.encoder_pointers import digest_of
-from deployments.settings import TextEmbedderSettings
+from deployments.setting_groups import TextEmbedderSettings
 from graph.errors import InvalidInput
 from graph.schema import PutPointer
 from graph.view import GraphView

@@ -5,26 +5,34 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from deployments.adapter_versions import AdapterVersions
 from deployments.opening_language_model import Residents
+from deployments.replica_number import ReplicaNumber
 from graph.errors import InvalidInput, WeftError
 from models.adapter_pointers import parse_reference
 
 log = logging.getLogger(__name__)
 
-_SAVE_EVERY_S = 30.0
+_LOOK_S = 1.0
+_SAVE_ORDER_S = 30.0
 
 
 class WarmAdapters:
-    """Loads in the background at start; writes down what is in memory, every half minute and at the end."""
+    """Loads in the background at start; writes down what is in memory as soon as that changes.
 
-    def __init__(self, file: Path, residents: Residents, warm_up: Sequence[str]) -> None:
-        self._file, self._residents, self._warm_up = file, residents, warm_up
+    Not only at the end: whoever stops the service, or a replica, may give it no time. Each replica has a file
+    of its own and reads those of all: which users it will have, nobody knows.
+    """
+
+    def __init__(self, folder: Path, residents: Residents, warm_up: Sequence[str]) -> None:
+        self._folder, self._residents, self._warm_up = folder, residents, warm_up
+        self._number: ReplicaNumber | None = None
         self._saved: tuple[str, ...] = ()
+        self._saved_at = 0.0
         self._task: asyncio.Task[None] | None = None
 
     def start(self, versions: AdapterVersions) -> None:
@@ -37,7 +45,9 @@ class WarmAdapters:
             return
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        await asyncio.to_thread(self._save)
+        await asyncio.to_thread(self._save, self._residents.resident())
+        if self._number is not None:
+            self._number.close()
 
     async def _work(self, versions: AdapterVersions) -> None:
         before = await asyncio.to_thread(self._read)
@@ -50,8 +60,11 @@ class WarmAdapters:
             wanted += found
         self._load(dict.fromkeys(wanted))
         while True:
-            await asyncio.sleep(_SAVE_EVERY_S)
-            await asyncio.to_thread(self._save)
+            await asyncio.sleep(_LOOK_S)
+            now = self._residents.resident()
+            # The order changes with every request, and matters little.
+            if set(now) != set(self._saved) or time.monotonic() - self._saved_at > _SAVE_ORDER_S:
+                await asyncio.to_thread(self._save, now)
 
     def _load(self, digests: Iterable[str]) -> None:
         for digest in digests:
@@ -61,26 +74,34 @@ class WarmAdapters:
 
     def _read(self) -> list[str]:
         try:
-            found = json.loads(self._file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as error:
-            log.warning("%s cannot be read, no adapters are loaded ahead: %s", self._file, error)
-            return []
-        return [digest for digest in found if isinstance(digest, str)] if isinstance(found, list) else []
-
-    def _save(self) -> None:
-        now = self._residents.resident()
-        if now == self._saved:
-            return
-        temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(now), encoding="utf-8")
-            temporary.replace(self._file)
+            self._number = ReplicaNumber(self._folder, "resident")
         except OSError as error:
-            log.warning("%s cannot be written: %s", self._file, error)  # costs the next start a little time
+            log.warning("adapters in memory cannot be written down: %s", error)
+        return [digest for path in sorted(self._folder.glob(".resident-*.json")) for digest in _listed(path)]
+
+    def _save(self, now: tuple[str, ...]) -> None:
+        self._saved_at = time.monotonic()
+        if now == self._saved or self._number is None:
+            return
+        try:
+            path = self._folder / f".resident-{self._number.value}.json"
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(now), encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            # Costs the next start a little time.
+            log.warning("adapters in memory cannot be written down: %s", error)
         else:
             self._saved = now
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read, its adapters are not loaded ahead: %s", path, error)
+        return []
+    return [digest for digest in found if isinstance(digest, str)] if isinstance(found, list) else []
 
 
 def _digests(reference: str, versions: AdapterVersions) -> Iterable[str]:

@@ -21,6 +21,7 @@ allowed or what to do next; it is safe to show to a client.
     |- Unavailable             503  retryable
     |  |- NotYet                    the view has not reached `min_version` in time
     |  |- Overloaded           429
+    |  |- ModelUnavailable          the language model is switched off, being opened, or cannot be opened
     |  |- OutOfMemory               the device's memory did not suffice, after everything idle was dropped
     |  |- SnapshotRequired          the feed no longer reaches back that far
     |- Corrupt                 500  a file or row that fails its checksum or format
@@ -132,6 +133,10 @@ class NotYet(Unavailable):
 
 class Overloaded(Unavailable):
     code, status = "overloaded", 429
+
+
+class ModelUnavailable(Unavailable):
+    code = "model_unavailable"
 
 
 class OutOfMemory(Unavailable):

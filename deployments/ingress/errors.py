@@ -28,6 +28,8 @@ _HIDDEN = {
     "not_yet": "the view has not reached `min_version` in time; repeat the request",
     "snapshot_required": "a replica is behind the change feed and reloads; repeat the request",
     "not_ready": "the service is still starting; repeat the request",
+    "model_unavailable": "the language model is switched off, still loading, or cannot be opened; "
+    "`language_model` in GET /v1/status says which",
     "out_of_memory": "the model's memory did not suffice; try a shorter prompt or later",
 }
 _UNAVAILABLE = "a part of the service does not answer right now; repeat the request"
@@ -136,7 +138,9 @@ def _invalid(exception: RequestValidationError, request_id: str) -> Failure:
         message = f"the body is not JSON: {reason} at character {position}"
         return failure(400, "invalid_json", message, request_id)
     param = place(first["loc"])
-    complaint = "unknown field" if first["type"] == "extra_forbidden" else str(first["msg"])
+    complaint = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        complaint = "unknown field"
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     message = f"{param or 'body'}: {complaint}{more}"
     return failure(422, "invalid_input", message, request_id, param=param)

@@ -23,9 +23,9 @@ from deployments.generation_messages import (
     PutAdapter,
     Started,
 )
-from deployments.handles import call, call_all, cancelling, streamed
+from deployments.handles import begun, call_all, call_apart, cancelling, streamed
 from deployments.settings import Settings
-from graph.errors import NotYet, Unavailable, WeftError
+from graph.errors import ModelUnavailable, NotYet, Unavailable, WeftError
 from models.adapter_pointers import AdapterScope
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class GenerationBackend:
         handle = self._of(query.user_id)
         deadline = time.monotonic() + self._wait_s
         for attempt in count():
-            response = handle.options(stream=True).stream.remote(query)
+            response = begun(handle.options(stream=True), "stream", query)
             ended = False
             try:
                 async for events in streamed(response, self._timeout_s):
@@ -81,7 +81,7 @@ class GenerationBackend:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise last
-            await call(handle, "wait_for", query.min_version, left)
+            await call_apart(handle, "wait_for", query.min_version, left)
             if attempt:
                 await asyncio.sleep(_RETRY_S)  # another replica answers than waited
 
@@ -138,7 +138,7 @@ class GenerationBackend:
 
     def _of(self, user_id: str | None) -> DeploymentHandle:
         if self._handle_or_none is None:
-            raise Unavailable(
+            raise ModelUnavailable(
                 "the language model is switched off: set WEFT_LANGUAGE_MODEL__ENABLED=true to generate"
             )
         return self._handle_or_none.options(session_id=user_id) if user_id else self._handle_or_none
@@ -147,7 +147,7 @@ class GenerationBackend:
         handle = self._of(None)
         everything = args if method == "info" else (*args, min_version)
         return await self._asking(
-            handle, min_version, _ADAPTER_TIMEOUT_S, lambda: call(handle, method, *everything)
+            handle, min_version, _ADAPTER_TIMEOUT_S, lambda: call_apart(handle, method, *everything)
         )
 
     async def _asking(
@@ -166,7 +166,7 @@ class GenerationBackend:
             left = deadline - time.monotonic()
             if not isinstance(found, NotYet) or left <= 0:
                 raise found
-            await call(handle, "wait_for", min_version, left)
+            await call_apart(handle, "wait_for", min_version, left)
             if attempt:
                 await asyncio.sleep(_RETRY_S)  # another replica answers than waited
         raise AssertionError("unreachable")

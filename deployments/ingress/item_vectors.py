@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from deployments.ingress.optional_embeddings import OptionalEmbeddings
 from deployments.messages import EmbedQuery, Float32
-from deployments.settings import TextEmbedderSettings
+from deployments.setting_groups import TextEmbedderSettings
 from graph.errors import InvalidInput
 from graph.node_text import item_text, text_digest
 from graph.schema import Item, PutItem, PutTextVector, WriteRequest

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from deployments.settings import is_loopback
+from deployments.setting_groups import is_loopback
 from graph.errors import WeftError
 
 _AUTHORITY = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+))(?::\d{1,5})?")  # [::1]:8000, localhost

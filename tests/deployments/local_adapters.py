@@ -91,6 +91,7 @@ class PlainResidents:
         self.words: dict[str, str] = {}
         self.requested: list[str] = []
         self.forgotten: list[str] = []
+        self.closed = False
 
     def request(self, digest: str) -> Literal["ready", "loading"] | WeftError:
         self.requested.append(digest)
@@ -106,6 +107,9 @@ class PlainResidents:
     def forget(self, digest: str) -> None:
         self.forgotten.append(digest)
         self.words.pop(digest, None)
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class PlainTicket:

@@ -16,7 +16,7 @@ import pytest
 
 import deployments.audit_log as module
 from deployments.audit_log import AuditLog
-from deployments.settings import AuditSettings
+from deployments.setting_groups import AuditSettings
 
 
 @pytest.fixture

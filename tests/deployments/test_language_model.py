@@ -1,89 +1,41 @@
-"""The language model deployment: versions, cascade, streams, cancellation, failures, warm-up, audit."""
+"""The language model deployment: versions, cascade, streams, failures, swaps."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import deployments.language_model as module
-import deployments.warm_adapters as warm_adapters
 from deployments.generation_messages import (
     ActivateAdapter,
-    AdapterWritten,
     Delta,
     Ended,
-    GenerateAnswer,
     GenerateQuery,
     PutAdapter,
     Started,
 )
-from deployments.graph_state import GraphState
-from deployments.language_model import LanguageModel
 from deployments.opening_language_model import OpenedLanguageModel
 from deployments.settings import Settings
 from graph.errors import (
     InvalidInput,
+    ModelUnavailable,
     NotYet,
     Overloaded,
-    TextTooLong,
     Unavailable,
     UnknownAdapter,
     UnknownModel,
 )
 from graph.schema import PutUser
-from models.language_model.protocol import Message, Sampling
+from models.language_model.protocol import Sampling
 from tests.deployments.local_adapters import digest_of, open_plain, plain, put_in_inbox
+from tests.deployments.local_language_model import World, answered, done
 from tests.deployments.local_state import make_settings, until, write
-
-Start = Callable[..., Awaitable[LanguageModel]]
-
-
-class World:
-    """A graph state and replicas of the language model on one data directory."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.state = GraphState(settings)
-        self.replicas: list[LanguageModel] = []
-
-    async def replica(self, opener: Any = open_plain, **groups: Any) -> LanguageModel:
-        settings = self.settings.model_copy(update=groups)
-        replica = LanguageModel(settings, self.state, opener)
-        self.replicas.append(replica)
-        await replica.start()
-        return replica
-
-    async def activate(self, replica: LanguageModel, scope: Any, name: str, version: str, word: str) -> int:
-        put_in_inbox(self.settings, f"{name}-{version}", word)
-        done(await replica.put_adapter(PutAdapter(scope, name, version, path=f"{name}-{version}"), 0))
-        written = await replica.activate_adapter(ActivateAdapter(scope, name, ((version, 1.0),)), 0)
-        return done(written).version
-
-    async def close(self) -> None:
-        for replica in self.replicas:
-            await replica.stop()
-        await self.state.close()
-
-
-def done(found: Any) -> AdapterWritten:
-    assert isinstance(found, AdapterWritten), found
-    return found
-
-
-def answered(found: Any) -> GenerateAnswer:
-    assert isinstance(found, GenerateAnswer), found
-    return found
-
-
-def audit(settings: Settings) -> list[dict[str, Any]]:
-    path = settings.audit_dir / "generations-0.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -161,66 +113,6 @@ async def test_a_stream_says_what_it_uses_then_the_words_then_how_it_ended(world
     assert 2 < len(parts) < 30  # pieces that come together travel together
 
 
-async def test_closing_a_stream_cancels_the_generation(world: World) -> None:
-    replica = await world.replica()
-    backend, _, _ = plain(replica._opened)
-    backend.token_s = 0.01
-    stream = replica.stream(GenerateQuery("hello", Sampling(max_tokens=10_000), request_id="r1"))
-    assert isinstance((await anext(stream))[0], Started)
-    await stream.aclose()
-    assert backend.tickets[0].cancelled.is_set()
-    assert replica._audit is not None
-    await until(lambda: replica._audit.flush() and bool(replica._audit.status()["written"]))
-    (line,) = audit(world.settings)
-    assert (line["request_id"], line["finish_reason"], line["error"]) == ("r1", "cancelled", None)
-
-
-async def test_a_caller_that_goes_away_cancels_the_generation(world: World) -> None:
-    replica = await world.replica()
-    backend, _, _ = plain(replica._opened)
-    backend.token_s = 0.01
-    task = asyncio.create_task(replica.generate(GenerateQuery("hello", Sampling(max_tokens=10_000))))
-    await until(lambda: bool(backend.tickets))
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert backend.tickets[0].cancelled.is_set()
-    # Also while a long prompt is still being read.
-    long = asyncio.create_task(replica.generate(GenerateQuery("x" * 100_000, Sampling(max_tokens=10_000))))
-    await asyncio.sleep(0)
-    long.cancel()
-    await asyncio.gather(long, return_exceptions=True)
-    await until(lambda: all(ticket.cancelled.is_set() for ticket in backend.tickets))
-
-
-async def test_what_takes_too_long_is_cancelled(world: World) -> None:
-    limits = world.settings.language_model.model_copy(update={"timeout_s": 0.2})
-    replica = await world.replica(language_model=limits)
-    backend, _, _ = plain(replica._opened)
-    backend.token_s = 0.01
-    query = GenerateQuery("hello", Sampling(max_tokens=10_000))
-    found = await replica.generate(query)
-    assert isinstance(found, Unavailable)
-    assert "0.2 s" in found.message
-    events = [event async for part in replica.stream(query) for event in part]
-    assert isinstance(events[0], Started)
-    assert isinstance(events[-1], Unavailable)
-    assert all(ticket.cancelled.is_set() for ticket in backend.tickets)
-
-
-@pytest.mark.parametrize("refusal", [Overloaded("full"), TextTooLong("long"), InvalidInput("no")])
-async def test_what_the_backend_refuses_comes_back_typed_and_is_audited(world: World, refusal: Any) -> None:
-    replica = await world.replica()
-    backend, _, _ = plain(replica._opened)
-    backend.refusal = refusal
-    found = await replica.generate(GenerateQuery("hello"))
-    assert type(found) is type(refusal)
-    events = [event async for part in replica.stream(GenerateQuery("hello")) for event in part]
-    assert [type(event) for event in events] == [type(refusal)]
-    assert replica._audit is not None
-    assert replica._audit.flush()
-    assert [line["error"] for line in audit(world.settings)] == [refusal.code] * 2
-
-
 async def test_an_error_in_the_middle_ends_the_stream(world: World) -> None:
     replica = await world.replica()
     version = await world.activate(replica, "user", "alice", "v1", "breaks")
@@ -293,7 +185,7 @@ async def test_a_model_that_cannot_be_opened_keeps_nobody_waiting(
         await replica.list_adapters(10, None, None, None, 0),
         next(iter([event async for part in replica.stream(query) for event in part])),
     ):
-        assert type(found) is Unavailable
+        assert type(found) is ModelUnavailable
         assert "look here" in found.message
     replica.check_health()
     broken.pop()
@@ -322,112 +214,6 @@ async def test_a_model_that_takes_long_does_not_hold_up_the_start(
     loaded.set()
     await until(lambda: replica._opened is not None)
     answered(await replica.generate(GenerateQuery("hello")))
-
-
-async def test_what_was_resident_and_what_is_set_is_loaded_at_start(world: World) -> None:
-    first = await world.replica()
-    for name in ("alice", "bob", "carol", "dora"):
-        version = await world.activate(first, "user", name, "v1", name)
-    assert await first.wait_for(version, 5.0)
-    for user in ("carol", "alice"):
-        answered(await first.generate(GenerateQuery("hello", user_id=user)))
-    await first.stop()
-    world.replicas.remove(first)
-    # What has no version any more is not loaded.
-    saved = world.settings.adapter_dir / ".resident.json"
-    assert json.loads(saved.read_text()) == [digest_of("carol"), digest_of("alice")]
-    saved.write_text(json.dumps([digest_of("gone"), *json.loads(saved.read_text())]))
-
-    warm = world.settings.adapters.model_copy(
-        update={"warm_up": ("user/bob", "user/nobody", "user/dora/v1", digest_of("alice"))}
-    )
-    second = await world.replica(adapters=warm)
-    _, _, residents = plain(second._opened)
-    await until(lambda: len(residents.requested) == 4)
-    assert residents.requested == [digest_of(word) for word in ("carol", "alice", "bob", "dora")]
-
-
-@pytest.mark.parametrize("content", ["", "{", "7", "[1, null]"])
-async def test_a_damaged_list_of_residents_is_no_obstacle(world: World, content: str) -> None:
-    world.settings.adapter_dir.mkdir(parents=True)
-    (world.settings.adapter_dir / ".resident.json").write_text(content)
-    replica = await world.replica()
-    answered(await replica.generate(GenerateQuery("hello")))
-
-
-async def test_residents_are_written_down_while_it_runs(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(warm_adapters, "_SAVE_EVERY_S", 0.01)
-    replica = await world.replica()
-    version = await world.activate(replica, "user", "alice", "v1", "one")
-    assert await replica.wait_for(version, 5.0)
-    answered(await replica.generate(GenerateQuery("hello", user_id="alice")))
-    saved = world.settings.adapter_dir / ".resident.json"
-    await until(lambda: saved.is_file() and json.loads(saved.read_text()) == [digest_of("one")])
-
-
-async def test_a_swap_of_what_is_in_memory_loads_the_new_one_and_a_deletion_forgets(world: World) -> None:
-    replica = await world.replica()
-    await world.activate(replica, "user", "alice", "v1", "one")
-    _, _, residents = plain(replica._opened)
-    version = await world.activate(replica, "user", "alice", "v2", "two")
-    assert await replica.wait_for(version, 5.0)
-    assert residents.requested == []  # nobody asked for the old one either
-    answered(await replica.generate(GenerateQuery("hello", user_id="alice")))
-    version = await world.activate(replica, "user", "alice", "v3", "three")
-    assert await replica.wait_for(version, 5.0)
-    assert residents.requested == [digest_of("two"), digest_of("three")]
-    version = await world.activate(replica, "user", "alice", "v4", "four")
-    gone = done(await replica.delete_adapter("user", "alice", "v2", version))
-    assert await replica.wait_for(gone.version, 5.0)
-    assert residents.forgotten == [digest_of("two")]
-
-
-async def test_the_audit_log_says_who_got_what_and_nothing_private(world: World) -> None:
-    replica = await world.replica()
-    version = await world.activate(replica, "user", "alice", "v1", "one")
-    assert await replica.wait_for(version, 5.0)
-    sampling = Sampling(max_tokens=2, temperature=0.5, stop=("secret stop",))
-    await replica.generate(GenerateQuery("a secret", sampling, user_id="alice", request_id="r1"))
-    await replica.generate(GenerateQuery("a secret", user_id="bob", domain="films", request_id="r2"))
-    assert replica._audit is not None
-    assert replica._audit.flush()
-    first, second = audit(world.settings)
-    assert first["time"] > 1e9
-    assert (first["request_id"], first["user"], first["device"]) == ("r1", "alice", "cpu")
-    assert first["digest"] == digest_of("one")
-    assert (first["source"], first["adapter_active"]) == ("user", True)
-    assert first["sampling"]["temperature"] == 0.5
-    tokens = (first["prompt_tokens"], first["cached_tokens"], first["completion_tokens"])
-    assert tokens == (3, 1, 2)
-    assert (first["finish_reason"], first["error"]) == ("length", None)
-    assert first["latency_ms"] > 0
-    assert (second["adapter_active"], second["digest"], second["domain"]) == (False, None, "films")
-    assert second["why"]
-    assert "a secret" not in (world.settings.audit_dir / "generations-0.jsonl").read_text()
-
-
-async def test_prompt_and_output_are_in_the_audit_log_when_switched_on(world: World) -> None:
-    replica = await world.replica(audit=world.settings.audit.model_copy(update={"texts": True}))
-    turns = (Message("system", "be brief"), Message("user", "hello"))
-    await replica.generate(GenerateQuery(turns, Sampling(max_tokens=1)))
-    await replica.generate(GenerateQuery("plain", Sampling(max_tokens=1)))
-    assert replica._audit is not None
-    assert replica._audit.flush()
-    first, second = audit(world.settings)
-    assert first["prompt"] == [
-        {"role": "system", "content": "be brief"},
-        {"role": "user", "content": "hello"},
-    ]
-    assert (second["prompt"], second["output"]) == ("plain", "base ")
-
-
-async def test_without_an_audit_log_it_answers_all_the_same(world: World) -> None:
-    replica = await world.replica(audit=world.settings.audit.model_copy(update={"enabled": False}))
-    answered(await replica.generate(GenerateQuery("hello")))
-    assert not world.settings.audit_dir.exists()
-    assert (await replica.status())["audit"] is None
 
 
 async def test_status_and_info_say_what_is_there(world: World) -> None:
@@ -485,3 +271,26 @@ async def test_hot_swaps_under_load(world: World) -> None:
 
     *asked, _ = await asyncio.gather(*(ask() for _ in range(8)), swap())
     assert sum(asked) > 100
+
+
+async def test_a_replica_that_stops_closes_what_it_opened_and_what_is_being_opened(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_START_WAIT_S", 0.05)
+    go, made = threading.Event(), []
+
+    def opener(settings: Settings) -> OpenedLanguageModel:
+        assert go.wait(20)
+        made.append(open_plain(settings))
+        return made[-1]
+
+    replica = await world.replica(opener)
+    await asyncio.wait_for(replica.stop(), 5.0)
+    go.set()
+    await until(lambda: bool(made) and made[0].backend.closed and made[0].residents.closed)
+    other = await world.replica(opener)
+    await until(lambda: other._opened is not None)
+    await other.stop()
+    assert made[1].backend.closed
+    assert made[1].residents.closed
+    world.replicas.clear()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deployments.settings import TextEmbedderSettings
+from deployments.setting_groups import TextEmbedderSettings
 from deployments.text_models import (
     ACTIVE,
     CANDIDATE,

@@ -19,5 +19,6 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> SmallStore:
 
 @pytest.fixture(scope="package")
 def service(small_store: SmallStore, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running_service(small_store.data_dir, tmp_path_factory.mktemp("logs")) as service:
+    extra = {"WEFT_LANGUAGE_MODEL__ENABLED": "true"}
+    with running_service(small_store.data_dir, tmp_path_factory.mktemp("logs"), extra=extra) as service:
         yield service

@@ -25,6 +25,7 @@ def test_serve_run_answers(small_store: SmallStore, tmp_path: Path) -> None:
     serve = Path(sys.executable).with_name("serve")
     # No cluster of somebody else's: `serve run` would join one that it finds.
     local = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    local["WEFT_LANGUAGE_MODEL__ENABLED"] = "true"  # as it is where nobody says otherwise
     service = launch(small_store.data_dir, tmp_path, (str(serve), "run", str(path)), port=port, extra=local)
     try:
 
@@ -42,6 +43,11 @@ def test_serve_run_answers(small_store: SmallStore, tmp_path: Path) -> None:
             top = client.recommend(fan, n=1).recommendations[0].item_id
             client.rate(fan, top, 5.0)
             assert top not in {r.item_id for r in client.recommend(fan, n=120).recommendations}
+        wait_until(lambda: service.status()["language_model"].get("open"), 30, "the language model")
+        answer = httpx.post(
+            service.url + "/v1/generate", json={"text": "hello", "max_tokens": 2}, trust_env=False
+        )
+        assert answer.status_code == 200, answer.text
         service.interrupt()
         assert service.wait_for_exit() == 0
         service.assert_gone()
