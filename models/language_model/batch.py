@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
-from .kv_cache import KVCache
-from .prompt import EncodedPrompt
-from .protocol import AdapterChoice, GenerationRequest, Listener, TokenLogprob
-from .sampling import RowSampler
-from .text_stream import TextStream
+from models.language_model.kv_cache import KVCache
+from models.language_model.lora_weights import AdapterWeights
+from models.language_model.prompt import EncodedPrompt
+from models.language_model.protocol import AdapterChoice, GenerationRequest, Listener, TokenLogprob
+from models.language_model.sampling import RowSampler
+from models.language_model.text_stream import TextStream
+
+WaitsFor = Literal["nothing", "load", "turn", "room", "slot", "memory"]
+"""What keeps a request out: its adapters, another's right of way, a row, a slot, memory for its adapters."""
 
 
 @dataclass(eq=False)
@@ -37,18 +42,18 @@ class Sequence:
     choice: AdapterChoice | None = None
     """What it runs with; settled once it was admitted."""
     admitted: bool = False
-    """It had a row, so its listener knows the choice. Its adapters are pinned in host memory till its end."""
+    """It had a row, so its listener knows the choice."""
+    weights: dict[str, AdapterWeights] = field(default_factory=dict)
+    """By digest, each pinned in host memory for it. Kept here as well: it may be deleted there meanwhile."""
     failed: dict[str, str] = field(default_factory=dict)
     order: int = 0
     """Of admission; the greatest is the youngest."""
-    evictions: int = 0
-    """How often it lost its row to a lack of memory."""
+    lone_evictions: int = 0
+    """How often it lost its row to a lack of memory with no other in the batch."""
     overtaken: int = 0
-    waits_for_slot: bool = False
-    barred: bool = False
-    """Held back for another's sake."""
+    waits_for: WaitsFor = "nothing"
     waits_since: int = -1
-    """The state of adapters at which it could not be admitted; not tried again before that changes."""
+    """The queue's version at which it could not be admitted; not tried again before that changes."""
     first_token_at: float | None = None
     held_ids: list[int] = field(default_factory=list)
     held_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -133,6 +138,22 @@ class Batch:
             self.cache.move(last, hole, moved.length)
             self.rows[hole] = moved
         return last
+
+    def prefill_group(self, chunk: int) -> list[Sequence]:
+        """The oldest whose prompt is not read, and with it as many as fit `chunk` tokens with padding."""
+        group: list[Sequence] = []
+        width = 0
+        for row in sorted(self.prefilling, key=lambda row: row.order):
+            wider = max(width, min(row.pending, chunk))
+            if group and wider * (len(group) + 1) > chunk:
+                break
+            group.append(row)
+            width = wider
+        return group
+
+    def end_of_step(self, chunk: int) -> int:
+        """Positions that the coming steps of all rows reach at most; prompts are read in chunks."""
+        return max((row.length + min(row.pending, chunk) for row in self.rows), default=0)
 
     def youngest(self) -> Sequence:
         return max(self.rows, key=lambda row: row.order)

@@ -6,9 +6,9 @@ import logging
 import time
 from typing import Any
 
-from .batch import Sequence
-from .protocol import Event, Finished, FinishReason, Piece, TokenLogprob
-from .sampling import SampledToken
+from models.language_model.batch import Sequence
+from models.language_model.protocol import Event, Finished, FinishReason, Piece, TokenLogprob
+from models.language_model.sampling import SampledToken
 
 _logger = logging.getLogger(__name__)
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as Rows
 from typing import TYPE_CHECKING
 
 import torch
 
 from graph.errors import OutOfMemory, Overloaded, TextTooLong, Unavailable, WeftError
-
-from .admission import Admission
-from .batch import Batch, Sequence
-from .delivery import add_token, finish, tell
-from .engine_limits import EngineLimits
-from .engine_status import describe
-from .forward import Forward
-from .kv_cache import KVCache
-from .memory_recovery import MAX_EVICTIONS, drop_idle, is_out_of_memory
-from .prefix_cache import PrefixCache
-from .prompt import encode_prompt
-from .protocol import (
-    AdapterPart,
+from models.language_model.admission import Admission
+from models.language_model.batch import Batch, Sequence
+from models.language_model.delivery import add_token, finish, tell
+from models.language_model.engine_limits import EngineLimits
+from models.language_model.engine_status import describe
+from models.language_model.kv_cache import KVCache
+from models.language_model.memory_recovery import MAX_LONE_EVICTIONS, drop_idle, give_back, is_out_of_memory
+from models.language_model.model_steps import ModelSteps
+from models.language_model.prefix_reuse import PrefixReuse
+from models.language_model.prompt import encode_prompt
+from models.language_model.protocol import (
     Admitted,
     Failed,
     FinishReason,
@@ -32,18 +31,18 @@ from .protocol import (
     Listener,
     Ticket,
 )
-from .sampling import NOT_FINITE, RowSampler, SampledToken, sample
-from .text_stream import TextStream
+from models.language_model.sampling import NOT_FINITE, RowSampler, SampledToken
+from models.language_model.text_stream import TextStream
 
 if TYPE_CHECKING:
-    from .base_model import BaseModel
-    from .lora import LoraSlots
-    from .resident_adapters import ResidentAdapters
+    from models.language_model.base_model import BaseModel
+    from models.language_model.lora import LoraSlots
+    from models.language_model.prefix_cache import PrefixCache
+    from models.language_model.resident_adapters import ResidentAdapters
 
 __all__ = ["Engine", "EngineLimits"]
 
 _logger = logging.getLogger(__name__)
-_POLL_S = 0.005  # until requests whose adapters are loading are looked at again
 _CALM_STEPS = 32  # without a lack of memory, until the batch may grow by one again
 
 
@@ -53,10 +52,11 @@ class Engine(LanguageBackend):
     Each turn: who was cancelled leaves, who can joins, the rows that decode take a step, and at most
     `prefill_chunk_tokens` prompt tokens are read, oldest request first. So a long prompt delays the others by
     one chunk a step. A row's length advances only after its step succeeded; a step that fails for want of
-    memory is repeated with less: first without prefix cache, then without idle adapters, then without the
-    youngest row, which is read again later.
+    memory is repeated with less: first without prefix cache, then without idle adapters, then with rows no
+    longer than needed, then without the youngest row, which is read again later.
 
-    Thread-safe; the thread starts here and ends with `close`.
+    Thread-safe; the thread starts here and ends with `close`. What was passed in stays the caller's to close,
+    after this: `residents.on_change` is taken for as long as the engine runs.
     """
 
     def __init__(
@@ -75,17 +75,19 @@ class Engine(LanguageBackend):
         self._vocab_size: int = config.vocab_size
         self._cache = KVCache(config.num_hidden_layers, max_rows=limits.max_batch, max_tokens=self._window)
         self._batch = Batch(self._cache)
-        self._admission = Admission(lora, residents, prefix_cache)
-        self._forward = Forward(base.model, self._cache, torch.device(base.device), base.dtype)
-        self._lora_rows: tuple[int, list[tuple[AdapterPart, ...]]] | None = None
+        self._admission = Admission(lora, residents, self._free_memory)
+        self._steps = ModelSteps(base, self._batch, lora)
+        self._prefixes = PrefixReuse(base.digest, self._cache, prefix_cache)
         self._max_rows = limits.max_batch
         self._calm_steps = 0
-        self._orders = self._steps = self._tokens = self._out_of_memory = 0
+        self._orders = self._num_steps = self._tokens = self._out_of_memory = 0
 
         self._changed = threading.Condition()
         self._incoming: list[Sequence] = []
-        self._nudged = self._closing = False
-        self._tried = 0.0
+        self._nudged = self._loaded = self._closing = False
+        self._tried = 0  # the queue's version when it was looked through
+        if residents is not None:
+            residents.on_change = self._load_ended
         self._thread = threading.Thread(target=self._run, name="weft-engine", daemon=True)
         self._thread.start()
 
@@ -145,9 +147,12 @@ class Engine(LanguageBackend):
             "max_queued": self._limits.max_queued,
             "max_context_tokens": self._window,
             "tokens_generated": self._tokens,
-            "steps": self._steps,
-            "out_of_memory": self._out_of_memory,
+            "steps": self._num_steps,
+            "out_of_memory": (
+                self._out_of_memory + self._admission.out_of_memory + self._prefixes.out_of_memory
+            ),
             "kv_cache_bytes": self._cache.nbytes,
+            "cuda_graphs": self._steps.num_graphs,
         }
 
     def close(self) -> None:
@@ -157,6 +162,8 @@ class Engine(LanguageBackend):
             self._changed.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+        if self._residents is not None and self._residents.on_change == self._load_ended:
+            self._residents.on_change = None
 
     # --- Other threads tell that something changed ---
 
@@ -166,6 +173,11 @@ class Engine(LanguageBackend):
     def _nudge(self) -> None:
         with self._changed:
             self._nudged = True
+            self._changed.notify()
+
+    def _load_ended(self) -> None:
+        with self._changed:
+            self._loaded = True
             self._changed.notify()
 
     # --- The engine's thread ---
@@ -187,10 +199,18 @@ class Engine(LanguageBackend):
     def _wait(self) -> bool:
         """Sleep until there is something to do, and take what came in. False: the engine closes."""
         with self._changed:
-            while not (self._closing or self._nudged or self._incoming or self._batch.rows):
-                waiting = bool(self._admission.waiting)
-                if not self._changed.wait(_POLL_S if waiting else None) and waiting:
-                    break
+            while not (
+                self._closing
+                or self._nudged
+                or self._loaded
+                or self._incoming
+                or self._batch.rows
+                or (self._admission.waiting and self._admission.version != self._tried)
+            ):
+                self._changed.wait()
+            if self._loaded:
+                self._loaded = False
+                self._admission.changed()
             # Who was cancelled before it came in here is to be found as well.
             self._nudged = self._nudged or any(sequence.cancelled for sequence in self._incoming)
             self._admission.waiting += self._incoming
@@ -209,17 +229,18 @@ class Engine(LanguageBackend):
             return
         self._nudged = False  # first: who cancels from here on is found the next time
         for sequence in [s for s in self._admission.waiting if s.cancelled]:
-            self._admission.waiting.remove(sequence)
+            self._admission.remove(sequence)
             self._end(sequence, "cancelled")
         for sequence in [s for s in self._batch.rows if s.cancelled]:
             self._leave(sequence, "cancelled")
 
     def _admit(self) -> None:
-        now = time.monotonic()
-        if now - self._tried >= _POLL_S:  # loads may have ended
-            self._tried = now
-            self._admission.loads_ended += 1
-        while len(self._batch) < self._max_rows and (found := self._admission.next()) is not None:
+        admission, batch = self._admission, self._batch
+        while True:
+            self._tried = admission.version
+            found = admission.next(len(batch), has_room=len(batch) < self._max_rows)
+            if found is None:
+                return
             sequence, error = found
             if error is not None:
                 self._end(sequence, error)
@@ -228,8 +249,8 @@ class Engine(LanguageBackend):
             if first:
                 self._orders += 1
                 sequence.order = self._orders
-            row = self._batch.add(sequence)
-            sequence.length = self._copy_prefix(sequence, row)
+            row = batch.add(sequence)
+            sequence.length = self._prefixes.begin(sequence, row)
             if first:
                 assert sequence.choice is not None
                 waited = 1e3 * (time.monotonic() - sequence.submitted)
@@ -237,113 +258,40 @@ class Engine(LanguageBackend):
                     sequence, Admitted(sequence.choice, len(sequence.prompt.tokens), sequence.length, waited)
                 )
 
-    def _copy_prefix(self, sequence: Sequence, row: int) -> int:
-        """Tokens taken from the prefix cache."""
-        cache = self._prefix_cache
-        if cache is None:
-            return 0
-        hit = cache.lookup(
-            self._root(sequence), sequence.tokens, sequence.request.owner, sequence.prompt.shared_tokens
-        )
-        try:
-            for place, block in enumerate(hit.blocks):
-                self._cache.write(row, place * cache.block_tokens, block.layers)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self._out_of_memory += 1
-            cache.clear()
-            return 0
-        return hit.length
-
-    def _keep_prefix(self, sequence: Sequence) -> None:
-        cache = self._prefix_cache
-        if cache is None:
-            return
-        row = self._batch.rows.index(sequence)
-        prompt, owner = sequence.prompt, sequence.request.owner
-        try:
-            cache.insert(
-                self._root(sequence),
-                prompt.tokens,
-                owner,
-                prompt.shared_tokens,
-                lambda start, end: self._cache.read(row, start, end),
-            )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            self._out_of_memory += 1
-            cache.clear()
-
-    def _root(self, sequence: Sequence) -> bytes:
-        assert sequence.choice is not None
-        return PrefixCache.root_key(self._base.digest, sequence.choice.parts)
-
     def _decode(self) -> None:
         while rows := self._batch.decoding:
             try:
-                self._use_adapters(rows)
-                sampled = sample(self._forward.decode(rows), [row.sampler for row in rows])
+                sampled = self._steps.decode()
             except Exception as error:
                 self._recover(error, rows)
                 continue
             self._count_step()
             for row in rows:
                 row.length += 1
-            self._deliver(rows, sampled)
+            self._deliver(zip(rows, sampled, strict=True))
             return
 
     def _prefill(self) -> None:
-        while group := self._prefill_group():
+        while group := self._batch.prefill_group(self._limits.prefill_chunk_tokens):
             width = min(max(row.pending for row in group), self._limits.prefill_chunk_tokens)
-            done = [i for i, row in enumerate(group) if row.pending <= width]
             try:
-                self._use_adapters(group)
-                logits = self._forward.prefill(self._batch, group, width)
-                sampled = []
-                if logits is not None:
-                    sampled = sample(logits[done], [group[i].sampler for i in done])
+                sampled = self._steps.prefill(group, width)
             except Exception as error:
                 self._recover(error, group)
                 continue
             self._count_step()
             for row in group:
                 row.length += min(row.pending, width)
-            ready = [group[i] for i in done]
-            for row, token in zip(ready, sampled, strict=True):
+            for row, token in sampled:
                 self._batch.start_decoding(row)
                 if token.token_id != NOT_FINITE:
-                    self._keep_prefix(row)
-            self._deliver(ready, sampled)
+                    self._prefixes.keep(row, self._batch.rows.index(row))
+            self._deliver(sampled)
             return
 
-    def _prefill_group(self) -> list[Sequence]:
-        """The oldest whose prompt is not read, and with it as many as fit one chunk."""
-        chunk = self._limits.prefill_chunk_tokens
-        group: list[Sequence] = []
-        width = 0
-        for row in sorted(self._batch.prefilling, key=lambda row: row.order):
-            wider = max(width, min(row.pending, chunk))
-            if group and wider * (len(group) + 1) > chunk:
-                break
-            group.append(row)
-            width = wider
-        return group
-
-    def _use_adapters(self, rows: Rows[Sequence]) -> None:
-        if self._lora is None:
-            return
-        parts = [row.choice.parts if row.choice is not None else () for row in rows]
-        wanted = (self._admission.puts, parts)
-        if wanted != self._lora_rows:
-            self._lora_rows = None  # should it fail half way
-            self._lora.set_rows(parts)
-            self._lora_rows = wanted
-
-    def _deliver(self, rows: Rows[Sequence], sampled: Rows[SampledToken]) -> None:
+    def _deliver(self, sampled: Iterable[tuple[Sequence, SampledToken]]) -> None:
         base = self._base
-        for row, token in zip(rows, sampled, strict=True):
+        for row, token in sampled:
             if token.token_id == NOT_FINITE:
                 whose = f"adapter {row.choice.adapter}" if row.choice and row.choice.parts else "the model"
                 self._leave(row, WeftError(f"{whose} gave numbers that are not finite"))
@@ -354,12 +302,13 @@ class Engine(LanguageBackend):
                 self._leave(row, reason)
 
     def _count_step(self) -> None:
-        self._steps += 1
+        self._num_steps += 1
         if self._max_rows < self._limits.max_batch:
             self._calm_steps += 1
             if self._calm_steps >= _CALM_STEPS:
                 self._calm_steps = 0
                 self._max_rows += 1
+                self._admission.changed()
 
     # --- Ends and failures ---
 
@@ -374,12 +323,13 @@ class Engine(LanguageBackend):
         self._end(sequence, how)
         if not self._batch.rows:
             self._max_rows = self._limits.max_batch
+        if not self._steps.fixed_addresses:
+            self._shrink_rows(hard=False)
 
     def _end(self, sequence: Sequence, how: FinishReason | WeftError) -> None:
         """It is in neither queue nor batch any more."""
         sequence.ended = True
-        if sequence.admitted:
-            self._admission.release_residents(sequence)
+        self._admission.release_residents(sequence)
         if isinstance(how, WeftError):
             tell(sequence, Failed(how))
         else:
@@ -387,20 +337,20 @@ class Engine(LanguageBackend):
 
     def _recover(self, error: Exception, rows: Rows[Sequence]) -> None:
         """Make the failed step of these rows worth repeating: with more memory, or without them."""
-        self._lora_rows = None
         if not is_out_of_memory(error):
             _logger.error("a step of %d rows failed", len(rows), exc_info=error)
             for row in list(rows):
                 self._leave(row, WeftError(f"the model failed: {type(error).__name__}; see the server's log"))
             return
         self._out_of_memory += 1
-        if drop_idle(self._prefix_cache, self._lora, self._residents):
+        if self._free_memory():
             return
         victim = self._batch.youngest()
         self._calm_steps = 0
         self._max_rows = max(1, len(self._batch) - 1)
-        victim.evictions += 1
-        if victim.evictions > MAX_EVICTIONS:
+        if len(self._batch) == 1:
+            victim.lone_evictions += 1
+        if victim.lone_evictions > MAX_LONE_EVICTIONS:
             self._leave(
                 victim,
                 OutOfMemory(
@@ -417,11 +367,21 @@ class Engine(LanguageBackend):
         if not self._batch.rows:
             self._cache.release()
 
+    def _free_memory(self) -> bool:
+        """Give up what no row needs. False: there was nothing."""
+        self._steps.drop_graphs()
+        freed = drop_idle(self._prefix_cache, self._lora, self._residents) or self._shrink_rows(hard=True) > 0
+        give_back()
+        return freed
+
+    def _shrink_rows(self, *, hard: bool) -> int:
+        end = self._batch.end_of_step(self._limits.prefill_chunk_tokens)
+        return self._cache.shrink(len(self._batch), end, hard=hard)
+
     def _fail_all(self, error: WeftError) -> None:
         """Also where batch and cache are no longer sound: both begin anew."""
         rows, self._batch.rows, self._batch.num_decoding = self._batch.rows, [], 0
         self._cache.release()
-        self._lora_rows = None
         for sequence in rows:
             self._admission.release_slots(sequence)
             self._end(sequence, error)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .base_model import BaseModel
-    from .lora import LoraSlots
-    from .prefix_cache import PrefixCache
-    from .resident_adapters import ResidentAdapters
+    from models.language_model.base_model import BaseModel
+    from models.language_model.lora import LoraSlots
+    from models.language_model.prefix_cache import PrefixCache
+    from models.language_model.resident_adapters import ResidentAdapters
 
 
 def describe(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batch import Batch, Sequence
-from .kv_cache import KVCache, StepPlan
+from models.language_model.batch import Batch, Sequence
+from models.language_model.kv_cache import KVCache, StepPlan
 
 
 class Forward:
@@ -27,12 +27,18 @@ class Forward:
 
     def decode(self, rows: Rows[Sequence]) -> Tensor:
         """Logits [n, V] after the last token of rows [0, n), which must be the batch's first."""
-        n = len(rows)
         lengths = [row.length for row in rows]
         end = max(lengths) + 1
         # One copy to the device for both.
         packed = torch.tensor([[row.tokens[-1] for row in rows], lengths]).to(self._device, non_blocking=True)
-        ids, positions = packed[0], packed[1]
+        return self.decode_at(packed[0], packed[1], end)
+
+    def decode_at(self, ids: Tensor, positions: Tensor, end: int) -> Tensor:
+        """Logits [n, V] after tokens `ids` [n] at `positions` [n] of rows [0, n), which see [0, end) at most.
+
+        Shapes alone decide what is computed here, so that it can be captured once and repeated.
+        """
+        n = ids.shape[0]
         self._cache.plan = StepPlan(slice(0, n), end, self._rows[:n], positions, None, n)
         mask = self._mask(positions.unsqueeze(1), end)
         return self._head(self._decoder(ids.unsqueeze(1), positions.unsqueeze(1), mask)).squeeze(1)

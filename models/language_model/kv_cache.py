@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from models.language_model.memory_recovery import is_out_of_memory
+
 _FIRST_TOKENS = 64  # capacity of a row to begin with
+_EXACT_TOKENS = 16  # capacity is a multiple of it where memory is too short for doubling
+_SPARE = 4  # so many times more room than needed is too much
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,19 @@ class StepPlan:
 class KVCache(Cache):
     """Preallocated keys and values, [rows, kv_heads, T, d] for each layer, as a cache of transformers'.
 
-    Rows and T grow by doubling, up to the limits, each layer when it is written to. Nothing here knows how
-    long a row is: the caller advances lengths only when a whole pass succeeded, so a pass that failed in any
-    layer is repeated as if it had not been. What lies beyond a row's length is finite (zero, or an earlier
-    row's): masked places weigh nothing, but nothing times NaN would be NaN.
+    Rows and T grow by doubling, up to the limits, each layer when it is written to, and by less where memory
+    does not suffice for that; `shrink` gives room back. Nothing here knows how long a row is: the caller
+    advances lengths only when a whole pass succeeded, so a pass that failed in any layer is repeated as if it
+    had not been. What lies beyond a row's length is finite (zero, or an earlier row's): masked places weigh
+    nothing, but nothing times NaN would be NaN.
     """
 
     def __init__(self, num_layers: int, *, max_rows: int, max_tokens: int) -> None:
         super().__init__(layers=[_RowLayer(self) for _ in range(num_layers)])
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self.plan: StepPlan | None = None
+        self.version = 0
+        """Counted up whenever tensors are replaced: what knows their addresses is void."""
 
     @property
     def row_layers(self) -> list[_RowLayer]:
@@ -64,13 +71,22 @@ class KVCache(Cache):
                 layer.values[target, :, :length] = layer.values[source, :, :length]
 
     def swap(self, one: int, other: int, length: int) -> None:
-        """Exchange two rows, as far as the longer of them reaches."""
+        """Exchange two rows, as far as the longer of them reaches. Both must have a place: the one with the
+        greater number was written to. Fails for no want of memory.
+        """
+        if not length:
+            return
+        spare: Tensor | None = None
         for layer in self.row_layers:
             for held in (layer.keys, layer.values):
-                if held is not None:
-                    kept = held[one, :, :length].clone()
-                    held[one, :, :length] = held[other, :, :length]
-                    held[other, :, :length] = kept
+                if held is None:
+                    continue
+                first, second = held[one, :, :length], held[other, :, :length]
+                if spare is None:
+                    spare = _spare_like(first)
+                spare.copy_(first)
+                first.copy_(second)
+                second.copy_(spare)
 
     def clear_row(self, row: int) -> None:
         """Zeros: for a row that may hold NaN."""
@@ -95,12 +111,58 @@ class KVCache(Cache):
             held_keys[row, :, start:end] = keys
             held_values[row, :, start:end] = values
 
+    def reserve(self, rows: int, tokens: int) -> None:
+        """Room for so many rows and positions in all layers that were written to before."""
+        for layer in self.row_layers:
+            if layer.keys is not None:
+                layer.reserve(layer.keys, rows, tokens)
+
+    def shrink(self, rows: int, tokens: int, *, hard: bool = False) -> int:
+        """Give back room beyond `rows` and `tokens`. Returns the bytes.
+
+        Only where there is several times too much of it, so that shrinking and growing in turn costs little;
+        `hard` gives back all, as far as memory suffices for the smaller copies.
+        """
+        before = self.nbytes
+        if not rows:
+            return self.release()
+        new_rows = rows if hard else _grown(0, rows, 1, self.max_rows)
+        new_tokens = self.exact(tokens) if hard else _grown(0, tokens, _FIRST_TOKENS, self.max_tokens)
+        for layer in self.row_layers:
+            if layer.keys is None:
+                continue
+            held_rows, held_tokens = layer.keys.shape[0], layer.keys.shape[2]
+            if not hard and _SPARE * new_rows * new_tokens > held_rows * held_tokens:
+                continue
+            try:
+                layer.cut(min(held_rows, new_rows), min(held_tokens, new_tokens))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+        return before - self.nbytes
+
+    def exact(self, tokens: int) -> int:
+        """The smallest capacity of a row for so many positions."""
+        return min(-(-tokens // _EXACT_TOKENS) * _EXACT_TOKENS, max(tokens, self.max_tokens))
+
     def release(self) -> int:
         """Give all memory back; no row is valid any more. Returns the bytes."""
         freed = self.nbytes
+        self.version += 1
         for layer in self.row_layers:
             layer.keys = layer.values = None
         return freed
+
+
+def _spare_like(row: Tensor) -> Tensor:
+    """Room for a row of one layer; in host memory if there is none beside it."""
+    try:
+        return torch.empty_like(row)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return torch.empty(row.shape, dtype=row.dtype, device="cpu")
 
 
 class _RowLayer(CacheLayerMixin):
@@ -125,14 +187,35 @@ class _RowLayer(CacheLayerMixin):
         limits = self._cache
         new_rows = _grown(held_rows, rows, 1, limits.max_rows)
         new_tokens = _grown(held_tokens, tokens, _FIRST_TOKENS, limits.max_tokens)
+        exact = max(held_rows, rows), max(held_tokens, limits.exact(tokens))
+        try:
+            return self._grow(like, new_rows, new_tokens)
+        except Exception as error:
+            if not is_out_of_memory(error) or exact == (new_rows, new_tokens):
+                raise
+        return self._grow(like, *exact)
+
+    def _grow(self, like: Tensor, rows: int, tokens: int) -> tuple[Tensor, Tensor]:
         # Both at once or none: memory may not suffice for the second.
-        new_keys = like.new_zeros(new_rows, like.shape[1], new_tokens, like.shape[3])
+        new_keys = like.new_zeros(rows, like.shape[1], tokens, like.shape[3])
         new_values = torch.zeros_like(new_keys)
-        if keys is not None and values is not None:
-            new_keys[:held_rows, :, :held_tokens] = keys
-            new_values[:held_rows, :, :held_tokens] = values
+        if self.keys is not None and self.values is not None:
+            held_rows, held_tokens = self.keys.shape[0], self.keys.shape[2]
+            new_keys[:held_rows, :, :held_tokens] = self.keys
+            new_values[:held_rows, :, :held_tokens] = self.values
+        self._cache.version += 1
         self.keys, self.values = new_keys, new_values
         return new_keys, new_values
+
+    def cut(self, rows: int, tokens: int) -> None:
+        """Keep only the first rows and positions."""
+        assert self.keys is not None and self.values is not None
+        if (rows, tokens) == (self.keys.shape[0], self.keys.shape[2]):
+            return
+        keys = self.keys[:rows, :, :tokens].clone(memory_format=torch.contiguous_format)
+        values = self.values[:rows, :, :tokens].clone(memory_format=torch.contiguous_format)
+        self._cache.version += 1
+        self.keys, self.values = keys, values
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object

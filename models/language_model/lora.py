@@ -217,7 +217,7 @@ class LoraSlots:
         with ExitStack() as modes:
             _enter_plain_mode(modes)
             index = torch.tensor(indices, device=self._device).flatten()
-            factor = torch.tensor(factors, device=self._device)[:, :, None, None]
+            factor = torch.tensor(factors, dtype=torch.float32, device=self._device)[:, :, None, None]
             is_plain = all(w == 1 for parts in alike for _, w in parts)
             for name in names:
                 rank = max(slot.ranks.get(name, 0) for slot in slots.values())

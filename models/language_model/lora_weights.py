@@ -100,6 +100,12 @@ def _pairs(data: bytes) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     for key, entry in found:
         match = _KEY.fullmatch(key)
         if match is None:
+            if ".lora_" not in key:
+                # PEFT does it for lm_head and embed_tokens unless it is told not to.
+                raise InvalidAdapter(
+                    f"tensor {key[:120]!r} is one of the base model, which an adapter must not bring along; "
+                    "save it with save_pretrained(..., save_embedding_layers=False)"
+                )
             raise InvalidAdapter(
                 f"tensor {key[:120]!r}: only base_model.model.MODULE.lora_A.weight and lora_B.weight of "
                 "linear layers are supported"

@@ -10,12 +10,12 @@ import torch
 from graph.errors import OutOfMemory
 
 if TYPE_CHECKING:
-    from .lora import LoraSlots
-    from .prefix_cache import PrefixCache
-    from .resident_adapters import ResidentAdapters
+    from models.language_model.lora import LoraSlots
+    from models.language_model.prefix_cache import PrefixCache
+    from models.language_model.resident_adapters import ResidentAdapters
 
-MAX_EVICTIONS = 3
-"""So often a request may lose its row and be read again; then it fails."""
+MAX_LONE_EVICTIONS = 3
+"""So often a request is read again that lost its row though it was the only one; then it fails."""
 
 _logger = logging.getLogger(__name__)
 _TEXTS = ("not enough memory", "DefaultCPUAllocator", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -26,6 +26,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS)
+
+
+def give_back() -> None:
+    """What torch keeps for later allocations: blocks of other sizes may fit then."""
+    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
 
 
 def drop_idle(
@@ -43,7 +48,6 @@ def drop_idle(
         freed = residents.evict_idle() if residents is not None else 0
         if slots or freed:
             dropped = f"{slots} adapter slots and {freed} bytes of adapters"
-    torch.cuda.empty_cache()  # does nothing where CUDA is not in use
     if dropped:
         _logger.warning("memory ran out: dropped %s, trying again", dropped)
     return bool(dropped)

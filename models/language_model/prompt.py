@@ -23,8 +23,7 @@ from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 
 from graph.errors import InvalidInput
-
-from .protocol import Message, Prompt
+from models.language_model.protocol import Message, Prompt
 
 Span: TypeAlias = tuple[int, int]
 

@@ -32,12 +32,14 @@ class ResidentAdapters:
         on_change: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`load` reads the adapter of a digest, on a thread of ours. `on_change` is called there after each
-        load, with or without success, and must not raise. What was just loaded stays even if it alone is
-        beyond `max_bytes`; so do all pinned ones.
+        """`load` reads the adapter of a digest, on a thread of ours. What was just loaded stays even if it
+        alone is beyond `max_bytes`; so do all pinned ones.
         """
-        self._load, self._on_change, self._clock = load, on_change, clock
-        self._max_count, self._max_bytes = max(1, max_count), max_bytes
+        self.on_change = on_change
+        """Called after each load, with or without success, on the thread that loaded, and when this closes.
+        It must not raise. An engine sets it to be woken."""
+        self.max_count = max(1, max_count)
+        self._load, self._clock, self._max_bytes = load, clock, max_bytes
         self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="load-adapter")
         self._lock = threading.Lock()
         self._adapters: dict[str, AdapterWeights] = {}  # least recently used first
@@ -72,6 +74,11 @@ class ResidentAdapters:
             mark = self._loading[digest] = object()
             self._threads.submit(self._run, digest, mark)
             return "loading"
+
+    def holds(self, digest: str) -> bool:
+        """Whether it is there; unlike `request` without starting anything or touching the order."""
+        with self._lock:
+            return digest in self._adapters
 
     def get(self, digest: str) -> AdapterWeights:
         """Raises KeyError if it is not there (any more): another load may have pushed it out."""
@@ -123,7 +130,7 @@ class ResidentAdapters:
         with self._lock:
             return {
                 "resident": len(self._adapters),
-                "max_resident": self._max_count,
+                "max_resident": self.max_count,
                 "resident_bytes": self._nbytes,
                 "max_resident_bytes": self._max_bytes,
                 "pinned": len(self._pins),
@@ -132,10 +139,16 @@ class ResidentAdapters:
             }
 
     def close(self) -> None:
-        """Wait for the loads that run; requests for what is not there answer Unavailable from here on."""
+        """Wait for the loads that run; requests for what is not there answer Unavailable from here on.
+
+        Harmless when repeated. Whoever opened this closes it, after the engine that uses it.
+        """
         with self._lock:
             self._is_closed = True
         self._threads.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._loading.clear()  # of those that had not begun
+        self._tell_change()
 
     def _run(self, digest: str, mark: object) -> None:
         loaded: AdapterWeights | WeftError
@@ -154,8 +167,12 @@ class ResidentAdapters:
             if self._loading.get(digest) is mark:
                 del self._loading[digest]
                 self._take(digest, loaded)
-        if self._on_change is not None:
-            self._on_change()
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        on_change = self.on_change  # another thread may take it away
+        if on_change is not None:
+            on_change()
 
     def _take(self, digest: str, loaded: AdapterWeights | WeftError) -> None:
         if isinstance(loaded, WeftError):
@@ -163,6 +180,7 @@ class ResidentAdapters:
             self._errors = {d: e for d, e in self._errors.items() if now < e[1]}
             self._errors[digest] = loaded, now + _ERROR_S
             self._counts["failures"] += 1
+            _logger.warning("adapter %s cannot be loaded; its requests fall back: %s", digest, loaded)
             return
         self._counts["loads"] += 1
         self._adapters[digest] = loaded
@@ -171,7 +189,7 @@ class ResidentAdapters:
 
     def _shrink(self, keep: str | None = None) -> None:
         for digest in list(self._adapters):
-            if len(self._adapters) <= self._max_count and self._nbytes <= self._max_bytes:
+            if len(self._adapters) <= self.max_count and self._nbytes <= self._max_bytes:
                 return
             if digest not in self._pins and digest != keep:
                 self._drop(digest)

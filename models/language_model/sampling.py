@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .protocol import MAX_LOGPROBS, Sampling
+from models.language_model.protocol import MAX_LOGPROBS, Sampling
 
 NOT_FINITE = -1
 """The `token_id` of a row whose logits hold NaN or infinity: there is nothing to choose from."""

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from graph.errors import InvalidInput, Overloaded, TextTooLong, Unavailable, WeftError
 from models.language_model.engine import Engine, EngineLimits
@@ -22,8 +24,7 @@ from models.language_model.protocol import (
     Message,
     Sampling,
 )
-
-from .tiny_models import (
+from tests.models.language_model.tiny_models import (
     ARCHITECTURES,
     Heard,
     generate,
@@ -95,6 +96,80 @@ def test_greedy_equals_generate(
         assert h.text == tokenizer.decode(ids)
     if with_prefix_cache:
         assert sum(h.admitted.cached_tokens for h in heard) > 0
+    status = engine.status()
+    assert (status["running"], status["queued"]) == (0, 0)
+
+
+PROMPTS = ("a", "bcd", "to be or not to be", "x" * 70, "to be or not to see")
+
+
+@pytest.fixture(scope="module")
+def busy(tokenizer: Any) -> Iterator[tuple[Engine, dict[str, list[int]]]]:
+    """An engine with little room, and what `generate` says to each prompt."""
+    model = make_model()
+    engine = Engine(
+        make_base(model, tokenizer),
+        limits=EngineLimits(max_batch=3, prefill_chunk_tokens=8),
+        prefix_cache=PrefixCache(1 << 14, block_tokens=4),
+    )
+    yield engine, {prompt: generate(model, tokenizer, prompt, 20) for prompt in PROMPTS}
+    engine.close()
+
+
+class CancelledAfter(Heard):
+    """Cancels its request, on the engine's thread, at its n-th event."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if len(self.events) == self.after:
+            self.ticket.cancel()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    arrivals=st.lists(
+        st.tuples(
+            st.sampled_from(PROMPTS),
+            st.integers(1, 20),  # tokens
+            st.none() | st.integers(0, 8),  # events until it is cancelled; 0: by the one who asked
+            st.none() | st.integers(0, 7),  # whose end is waited for before the next one comes
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_any_order_of_arrivals_and_cancellations(
+    busy: tuple[Engine, dict[str, list[int]]], arrivals: list[tuple[str, int, int | None, int | None]]
+) -> None:
+    engine, expected = busy
+    heard: list[Heard] = []
+    for prompt, max_tokens, cancelled_after, wait_for in arrivals:
+        one: Heard = Heard() if not cancelled_after else CancelledAfter(cancelled_after)
+        ready = threading.Event()
+
+        def listen(event: Event, one: Heard = one, ready: threading.Event = ready) -> None:
+            assert ready.wait(20)
+            one(event)
+
+        one.ticket = engine.submit(ask(prompt, Sampling(temperature=0.0, max_tokens=max_tokens)), listen)
+        ready.set()
+        if cancelled_after == 0:
+            one.ticket.cancel()
+        heard.append(one)
+        if wait_for is not None and wait_for < len(heard):
+            heard[wait_for].wait()
+    for h, (prompt, max_tokens, cancelled_after, _) in zip(heard, arrivals, strict=True):
+        reason = h.wait().finished.reason
+        whole = expected[prompt][:max_tokens]
+        if reason == "cancelled":
+            assert cancelled_after is not None and h.ids == whole[: len(h.ids)]
+        else:
+            assert h.ids == whole
+            assert reason == ("stop" if len(whole) < max_tokens else "length")
     status = engine.status()
     assert (status["running"], status["queued"]) == (0, 0)
 
@@ -237,21 +312,34 @@ def test_a_failing_step_fails_only_its_requests(open_engine: Open, tokenizer: An
 
 
 def test_numbers_that_are_not_finite_do_not_stay(open_engine: Open, tokenizer: Any) -> None:
-    """A row full of NaN fails alone, and leaves nothing behind for those that get its row."""
+    """A row full of NaN fails alone, and leaves nothing behind for the one that gets its row."""
     model = make_model()
     expected = generate(model, tokenizer, "next one", 12)
-    poisoned = threading.Event()
-    poisoned.set()
-
-    def poison(module: Any, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output * torch.nan if poisoned.is_set() else output
-
-    handle = model.get_decoder().layers[0].self_attn.v_proj.register_forward_hook(poison)
     engine = open_engine(model, PrefixCache(1 << 20, block_tokens=2))
-    assert "not finite" in submit(engine, ask("first")).wait().error.message
-    poisoned.clear()
+    long = Sampling(temperature=0.0, max_tokens=60, ignore_eos=True)
+    alone = submit(engine, ask("n" * 60, long)).wait().ids
+    bad = next(c for c in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" if ord(c) - 33 not in alone + expected)
+    seen: list[torch.Tensor] = []
+    model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True
+    )
+    model.get_decoder().layers[0].self_attn.v_proj.register_forward_hook(
+        lambda module, args, output: output.masked_fill((seen[-1] == ord(bad) - 33).unsqueeze(-1), torch.nan)
+    )
+    neighbour = Heard()
+    others: list[Heard] = []
+
+    def listen(event: Event) -> None:  # longer than the others, so that steps reach over their ends
+        neighbour(event)
+        if not others or (len(others) == 1 and others[0].ended.is_set()):
+            others.append(submit(engine, ask("next one" if others else bad * 50)))
+
+    engine.submit(ask("n" * 60, long), listen)
+    assert neighbour.wait().ids == alone
+    assert "not finite" in others[0].wait().error.message
+    assert others[1].wait().ids == expected
+    assert submit(engine, ask(bad * 50)).wait().error
     assert submit(engine, ask("next one")).wait().ids == expected
-    handle.remove()
 
 
 def test_a_listener_that_raises_is_cancelled(open_engine: Open, tokenizer: Any) -> None:

@@ -3,54 +3,49 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
-from graph.errors import InvalidAdapter, InvalidInput, UnknownAdapter
+from graph.errors import InvalidInput, UnknownAdapter
 from models.language_model.engine import Engine, EngineLimits
 from models.language_model.lora import LoraSlots
 from models.language_model.lora_weights import AdapterWeights
 from models.language_model.prefix_cache import PrefixCache
-from models.language_model.protocol import AdapterChoice, AdapterPart, GenerationRequest, Sampling
+from models.language_model.protocol import (
+    AdapterChoice,
+    AdapterPart,
+    Failed,
+    Finished,
+    GenerationRequest,
+    Sampling,
+)
 from models.language_model.resident_adapters import ResidentAdapters
-
-from .tiny_models import make_base, make_model, make_tokenizer, submit
+from tests.models.language_model.tiny_models import (
+    Heard,
+    linears_of,
+    make_adapter,
+    make_base,
+    make_model,
+    make_tokenizer,
+    submit,
+)
 
 NUM_ADAPTERS = 6
-
-
-def linears_of(model: Any) -> dict[str, tuple[int, int]]:
-    return {
-        name: (module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and "layers" in name
-    }
 
 
 LINEARS = linears_of(make_model())
 
 
 def load(digest: str) -> AdapterWeights:
-    """Adapter `aN`: random, of rank N + 1. Raises InvalidAdapter for other names."""
-    if not digest.startswith("a"):
-        raise InvalidAdapter(f"{digest} is damaged")
-    # A generator of its own: adapters load on several threads.
-    chance = torch.Generator().manual_seed(int(digest[1:]) + 100)
-    rank = int(digest[1:]) + 1
-    modules = {
-        name: (
-            torch.randn(rank, inputs, generator=chance) * 0.3,
-            torch.randn(outputs, rank, generator=chance) * 0.3,
-        )
-        for name, (inputs, outputs) in LINEARS.items()
-    }
-    return AdapterWeights(digest, rank, modules, sum(a.nbytes + b.nbytes for a, b in modules.values()))
+    return make_adapter(digest, LINEARS)
 
 
-def open_engine(slots: int, cached: bool, max_batch: int = 4) -> tuple[Engine, LoraSlots, ResidentAdapters]:
+def open_engine(
+    slots: int, cached: bool, max_batch: int = 4, load: Any = load
+) -> tuple[Engine, LoraSlots, ResidentAdapters]:
     model = make_model()
     lora = LoraSlots(model, LINEARS, num_slots=slots, max_rank=16)
     residents = ResidentAdapters(load, max_count=4, max_bytes=1 << 24)
@@ -117,3 +112,46 @@ def test_falling_down_past_what_cannot_be_loaded() -> None:
     assert engine.status()["running"] == 0
     engine.close()
     residents.close()
+
+
+def test_an_adapter_that_is_deleted_while_it_runs_stays_to_the_end(alone: Any) -> None:
+    engine, _, residents = open_engine(slots=2, cached=True)
+    request = request_for("to the end", ("a2", 1.0))
+    expected = alone(request)
+    heard = []
+
+    def forget_then_hear(event: Any) -> None:
+        residents.forget("a2")  # at its admission and at every token
+        heard[0](event)
+
+    heard.append(Heard())
+    engine.submit(request, forget_then_hear)
+    assert heard[0].wait().ids == expected
+    assert submit(engine, request).wait().ids == expected  # loaded again
+    assert residents.statistics()["loads"] == 2
+    engine.close()
+    assert residents.statistics()["pinned"] == 0
+    residents.close()
+
+
+def test_closing_the_adapters_first_leaves_nobody_waiting() -> None:
+    gate, began = threading.Event(), threading.Event()
+
+    def slow(digest: str) -> AdapterWeights:
+        began.set()
+        assert gate.wait(20)
+        return load(digest)
+
+    engine, _, residents = open_engine(slots=2, cached=False, load=slow)
+    heard = [submit(engine, request_for("hello", (f"a{i}", 1.0))) for i in range(5)]
+    assert began.wait(20)
+    closing = threading.Thread(target=residents.close)
+    closing.start()
+    gate.set()
+    closing.join(20)
+    ends = {type(h.wait().events[-1]) for h in heard}
+    assert Failed in ends and ends <= {Failed, Finished}
+    engine.close()
+    assert residents.on_change is None
+    residents.close()  # harmless, as is the engine's
+    engine.close()

@@ -176,6 +176,16 @@ def test_tensors_that_are_refused(
         read_adapter(write(tmp_path, tensors), spec, "d", max_rank=8)
 
 
+def test_layers_of_the_base_model_are_refused_with_a_way_out(spec: BaseModelSpec, tmp_path: Path) -> None:
+    tensors = {
+        ONE.format(DEEP): torch.ones(2, 24),
+        TWO.format(DEEP): torch.ones(16, 2),
+        "base_model.model.lm_head.base_layer.weight": torch.ones(32, 16),
+    }
+    with pytest.raises(InvalidAdapter, match="save_embedding_layers=False"):
+        read_adapter(write(tmp_path, tensors), spec, "d", max_rank=8)
+
+
 def test_bounds_and_missing_files(spec: BaseModelSpec, tmp_path: Path) -> None:
     folder = write(tmp_path)
     assert read_adapter(folder, None, "d", max_rank=2).digest == "d"

@@ -14,8 +14,13 @@ from models.language_model.base_model import BaseModel
 from models.language_model.lora import LoraSlots
 from models.language_model.protocol import AdapterPart
 from models.language_model.quantization import Int8Linear, multiplies_exactly, quantize_int8
-
-from .adapter_files import ALL_LINEARS, linears_of, peft_model, tiny_llama, weights_of
+from tests.models.language_model.adapter_files import (
+    ALL_LINEARS,
+    linears_of,
+    peft_model,
+    tiny_llama,
+    weights_of,
+)
 from tests.models.language_model.tiny_models import ARCHITECTURES, make_model, make_tokenizer
 
 

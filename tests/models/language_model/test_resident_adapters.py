@@ -116,7 +116,9 @@ def test_pinned_ones_stay_beyond_the_bounds_until_they_are_unpinned() -> None:
         (ZeroDivisionError(), Unavailable),
     ],
 )
-def test_errors_are_typed_and_remembered_for_a_second(raised: Exception, kind: type[WeftError]) -> None:
+def test_errors_are_typed_and_remembered_for_a_second(
+    raised: Exception, kind: type[WeftError], caplog: pytest.LogCaptureFixture
+) -> None:
     now, calls = [100.0], []
 
     def fail(digest: str) -> AdapterWeights:
@@ -132,6 +134,7 @@ def test_errors_are_typed_and_remembered_for_a_second(raised: Exception, kind: t
         answer = residents.request("a")
         assert type(answer) is kind
     assert calls == ["a"] and residents.statistics()["failures"] == 1
+    assert [r.levelname for r in caplog.records if "its requests fall back" in r.getMessage()] == ["WARNING"]
     now[0] = 101.1
     load(residents, "a")
     assert residents.request("a") == "ready"

@@ -17,8 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from models.language_model.engine import Engine, EngineLimits
 from models.language_model.protocol import GenerationRequest, Sampling
 from tests.conftest import missing
-
-from .tiny_models import submit
+from tests.models.language_model.tiny_models import submit
 
 
 @pytest.fixture(scope="module")

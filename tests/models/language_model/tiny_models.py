@@ -19,8 +19,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from graph.errors import InvalidAdapter
 from models.language_model.base_model import BaseModel
 from models.language_model.engine import Engine
+from models.language_model.lora_weights import AdapterWeights
 from models.language_model.protocol import (
     Admitted,
     Event,
@@ -73,6 +75,31 @@ def make_model(architecture: str = "llama", seed: int = 0) -> Any:
             if "_norm" in name:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
     return model.eval().requires_grad_(False)
+
+
+def linears_of(model: Any) -> dict[str, tuple[int, int]]:
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "layers" in name
+    }
+
+
+def make_adapter(digest: str, linears: dict[str, tuple[int, int]]) -> AdapterWeights:
+    """Adapter `aN`: random, of rank N + 1, on every linear. Raises InvalidAdapter for other names."""
+    if not digest.startswith("a"):
+        raise InvalidAdapter(f"{digest} is damaged")
+    # A generator of its own: adapters load on several threads.
+    chance = torch.Generator().manual_seed(int(digest[1:]) + 100)
+    rank = int(digest[1:]) + 1
+    modules = {
+        name: (
+            torch.randn(rank, inputs, generator=chance) * 0.3,
+            torch.randn(outputs, rank, generator=chance) * 0.3,
+        )
+        for name, (inputs, outputs) in linears.items()
+    }
+    return AdapterWeights(digest, rank, modules, sum(a.nbytes + b.nbytes for a, b in modules.values()))
 
 
 def make_base(model: Any, tokenizer: Any) -> BaseModel:
