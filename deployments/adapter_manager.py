@@ -10,14 +10,13 @@ import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from deployments.adapter_folder import AdapterFolder
 from deployments.adapter_versions import (
     AdapterVersions,
     put_state,
     put_version,
-    split_key,
     state_of,
     version_of,
 )
@@ -44,18 +43,24 @@ from graph.errors import (
 )
 from graph.schema import Idempotency, Operation, Pointer, WriteRequest
 from models.adapter_pointers import (
+    MAX_ARMS,
     AdapterArm,
+    AdapterFiles,
     AdapterScope,
     check_adapter_name,
     check_version_label,
+    encode_version,
+    split_version_name,
     state_scope,
 )
+
+if TYPE_CHECKING:
+    from models.adapters import Candidate
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-MAX_ARMS = 8
 _ATTEMPTS = 8
 _CATCH_UP_S = 5.0
 _RESTART_S = 15.0
@@ -63,28 +68,18 @@ _RETRY_S = 0.05
 _OWN_KEY_TTL_S = 600.0  # a write is repeated for seconds, not for a day
 
 
-class ImportedFiles(Protocol):
-    """What the store of adapters says of files; `models.adapters.AdapterFiles`."""
-
-    digest: str
-    size_bytes: int
-    rank: int
-    modules: tuple[str, ...]
-    created_at: float
-
-
 class Store(Protocol):
     """Adapters by digest; `models.adapters.AdapterStore`. Blocking."""
 
-    def import_folder(self, relative: str) -> Any: ...
+    def import_folder(self, relative: str) -> AdapterFiles: ...
 
-    def import_archive(self, path: Path) -> Any: ...
+    def import_archive(self, path: Path) -> AdapterFiles: ...
 
-    def info(self, digest: str) -> Any: ...
+    def load(self, digest: str) -> object: ...
 
-    def delete(self, digest: str) -> Any: ...
+    def delete(self, digest: str) -> bool: ...
 
-    def candidates(self) -> Any: ...
+    def candidates(self) -> Sequence[Candidate]: ...
 
 
 class Feed(Protocol):
@@ -138,7 +133,7 @@ class AdapterManager:
         states: dict[tuple[AdapterScope, str], AdapterState | None] = {}
         found: list[AdapterVersion] = []
         for pointer in pointers:
-            key_scope, key_name, _ = split_key(pointer.name)
+            key_scope, key_name, _ = split_version_name(pointer.name)
             key = (key_scope, key_name)
             if key not in states:
                 states[key] = versions.state(*key)
@@ -183,7 +178,7 @@ class AdapterManager:
             if upload is not None:
                 await asyncio.to_thread(upload.unlink, missing_ok=True)
 
-    async def _record(self, what: PutAdapter, files: ImportedFiles) -> AdapterWritten:
+    async def _record(self, what: PutAdapter, files: AdapterFiles) -> AdapterWritten:
         versions = self._versions()
         place = (what.scope, what.name, what.version)
         before, state = versions.pointer(*place), versions.state(what.scope, what.name)
@@ -195,16 +190,9 @@ class AdapterManager:
                 f"version {what.version!r} of {what.scope}/{what.name} has other files (digest "
                 f"{str(known)[:12]}, these {files.digest[:12]}) and versions never change: choose a new label"
             )
-        value: dict[str, object] = {
-            "digest": files.digest,
-            "size_bytes": files.size_bytes,
-            "rank": files.rank,
-            "modules": list(files.modules),
-            "created_at": files.created_at,
-        }
-        put = put_version(*place, value, 0 if before is None else before.version)
+        put = put_version(*place, encode_version(files), 0 if before is None else before.version)
         version = await self._write([put])
-        pointer = Pointer(put.scope, put.name, value, version)
+        pointer = Pointer(put.scope, put.name, put.value, version)
         return AdapterWritten(version, put=self._described(pointer, state))
 
     async def activate(self, what: ActivateAdapter) -> AdapterWritten:
@@ -229,8 +217,7 @@ class AdapterManager:
             if pointer is None:
                 raise UnknownAdapter(f"{what.scope}/{what.name} has no version {label!r}: put it first")
             digest = str(pointer.value["digest"])
-            # Before anybody depends on it: the files may be damaged or gone.
-            await asyncio.to_thread(self._store.info, digest)
+            await self._verify(digest)
             arms.append(AdapterArm(label, digest, weight))
             again = put_version(what.scope, what.name, label, dict(pointer.value), pointer.version)
             operations.append(again)
@@ -258,6 +245,7 @@ class AdapterManager:
                 raise UnknownAdapter(
                     f"version {arm.version!r} of {scope}/{name} was deleted: activate another version"
                 )
+            await self._verify(arm.digest)
         return await self._move(scope, name, state, state.previous, state.arms, "rollback", [])
 
     async def _move(
@@ -305,6 +293,14 @@ class AdapterManager:
         return AdapterWritten(written, state, gone), str(pointer.value["digest"])
 
     # ---------------------------------------------------------------------------------------------- internals
+
+    async def _verify(self, digest: str) -> None:
+        """Read the whole adapter before anybody depends on it.
+
+        Its files may be gone or damaged, or the base model another one than when they were put; raises what
+        the store does.
+        """
+        await asyncio.to_thread(self._store.load, digest)
 
     def _described(self, pointer: Pointer, state: AdapterState | None) -> AdapterVersion:
         found = version_of(pointer, state)

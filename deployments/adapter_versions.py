@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
 
 from deployments.generation_messages import AdapterState, AdapterVersion
 from graph.schema import Pointer, PutPointer
@@ -16,7 +15,10 @@ from models.adapter_pointers import (
     AdapterScope,
     decode_arms,
     decode_digest,
+    decode_previous,
+    decode_version,
     encode_state,
+    split_version_name,
     state_scope,
     version_name,
 )
@@ -86,7 +88,7 @@ class AdapterVersions:
             key = self._names[place]
             if not key.startswith(prefix):
                 break
-            if name is None or split_key(key)[1] == name:
+            if name is None or split_version_name(key)[1] == name:
                 found.append(key)
                 if len(found) > limit:
                     break
@@ -133,14 +135,13 @@ def is_state(pointer: Pointer) -> bool:
 
 def state_of(pointer: Pointer) -> AdapterState:
     """A pointer of the scopes `adapter.user`, `adapter.domain` and `adapter.global`."""
-    value = pointer.value
     return AdapterState(
         _STATE_SCOPES[pointer.scope],
         pointer.name,
-        decode_arms(value),
-        decode_arms({"arms": value["previous"]}),
+        decode_arms(pointer.value),
+        decode_previous(pointer.value),
         pointer.version,
-        str(value["action"]),
+        str(pointer.value.get("action", "")),
     )
 
 
@@ -148,23 +149,19 @@ def version_of(
     pointer: Pointer, state: AdapterState | None, resident: Callable[[str], bool] = lambda digest: False
 ) -> AdapterVersion:
     """A pointer of the scope `adapter_version` that is not deleted."""
-    scope, name, version = split_key(pointer.name)
-    value: dict[str, Any] = dict(pointer.value)
+    scope, name, version = split_version_name(pointer.name)
+    files = decode_version(pointer.value)
+    if files is None:
+        raise ValueError(f"version {pointer.name} is deleted")
     return AdapterVersion(
         scope,
         name,
         version,
-        str(value["digest"]),
-        int(value["size_bytes"]),
-        int(value["rank"]),
-        tuple(value["modules"]),
-        float(value["created_at"]),
+        files.digest,
+        files.size_bytes,
+        files.rank,
+        files.modules,
+        files.created_at,
         active=state is not None and version in {arm.version for arm in state.arms},
-        resident=resident(str(value["digest"])),
+        resident=resident(files.digest),
     )
-
-
-def split_key(key: str) -> tuple[AdapterScope, str, str]:
-    """Scope, name and version out of a version's pointer name: ids and labels have no `/`."""
-    scope, name, version = key.split("/")
-    return cast(AdapterScope, scope), name, version

@@ -46,8 +46,11 @@ def list_adapters(
             }
         )
         return
-    names = Column("adapter", no_wrap=True)  # to be copied into other commands
-    table = Table(names, "active", "rank", "modules", "size", "put", "digest")
+    if not versions:
+        messages.print("There is no adapter yet: weft adapters put TARGET VERSION FOLDER puts one.")
+    # What is to be copied into other commands is not wrapped.
+    names, digests = (Column(title, no_wrap=True) for title in ("adapter", "digest"))
+    table = Table(names, "active", "rank", "modules", "size", "put", digests)
     for version in versions:
         table.add_row(
             escape(f"{version.scope}/{version.name}/{version.version}"),
@@ -55,13 +58,14 @@ def list_adapters(
             str(version.rank),
             escape(", ".join(version.modules)),
             f"{version.size_bytes:,}",
-            time.strftime("%Y-%m-%d %H:%M", time.gmtime(version.created_at)),
-            version.digest[:12],
+            time.strftime("%Y-%m-%d", time.gmtime(version.created_at)),
+            version.digest[:8],
         )
-    Console().print(table)
+    if versions:
+        Console().print(table)
     for candidate in first.candidates:
         state = "ready to be put" if candidate.problem is None else candidate.problem
-        messages.print(f"inbox: {escape(candidate.path)}: {escape(state)}", soft_wrap=True)
+        Console().print(f"inbox: {escape(candidate.path)}: {escape(state)}", soft_wrap=True)
 
 
 @commands.command()
@@ -90,9 +94,9 @@ def put(
     if as_json:
         print_json({"adapter": asdict(found), "state": None if state is None else asdict(state)})
         return
-    print(f"{target}/{version}: {found.digest}")
+    print(f"{scope}/{name}/{version}: {found.digest}")
     if state is not None:
-        messages.print(f"{escape(_arms(state))} is active.")
+        _tell(state, as_json)
 
 
 @commands.command("activate")
@@ -100,7 +104,7 @@ def activate_version(
     target: Target,
     versions: Annotated[
         list[str] | None,
-        typer.Argument(help="A version, or several to compare, as VERSION=SHARE; none: deactivate."),
+        typer.Argument(help="A version, or several to compare, as VERSION=SHARE."),
     ] = None,
     none: Annotated[bool, typer.Option("--none", help="Let no version be active.")] = False,
     as_json: AsJson = False,
@@ -112,6 +116,8 @@ def activate_version(
     if bool(versions) == none:
         raise InvalidInput("name a version, several as VERSION=SHARE, or --none")
     shares = dict(_share(text) for text in versions or ())
+    if len(shares) < len(versions or ()):
+        raise InvalidInput("a version is named twice")
     with WeftClient(Settings().url) as client:
         if len(shares) > 1:
             state = client.activate_adapter(scope, name, arms=shares)
@@ -142,7 +148,9 @@ def history(target: Target, as_json: AsJson = False) -> None:
         return
     table = Table("version", "action", "active", "before")
     for state in states:
-        table.add_row(state.version, state.action, escape(_arms(state)), escape(_labels(state.previous)))
+        table.add_row(
+            state.version, state.action, escape(_labels(state.arms)), escape(_labels(state.previous))
+        )
     Console().print(table)
 
 
@@ -182,12 +190,9 @@ def _labels(arms: Any) -> str:
     return ", ".join(f"{arm.version}={arm.weight:g}" for arm in arms) or "none"
 
 
-def _arms(state: Any) -> str:
-    return f"{state.scope}/{state.name}/{_labels(state.arms)}" if state.arms else "no version"
-
-
 def _tell(state: Any, as_json: bool) -> None:
     if as_json:
         print_json(asdict(state))
-    else:
-        messages.print(f"{escape(_arms(state))} is active for {escape(state.scope)}/{escape(state.name)}.")
+        return
+    shared = ", shares of the users" if len(state.arms) > 1 else ""
+    messages.print(escape(f"Active for {state.scope}/{state.name}: {_labels(state.arms)}{shared}."))

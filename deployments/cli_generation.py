@@ -77,7 +77,14 @@ def chat(
         "temperature": temperature,
     }
     with WeftClient(Settings().url) as client:
-        messages.print(f"Model {escape(client.list_models()[0])}; an empty line ends the conversation.")
+        model = client.list_models()[0]
+        messages.print(f"Model {escape(model.id)}; an empty line ends the conversation.")
+        if not model.meaningful:
+            messages.print(
+                "[yellow]It is a stand-in: its words mean nothing.[/yellow] "
+                "WEFT_LANGUAGE_MODEL__MODEL gives the service a real one.",
+                soft_wrap=True,
+            )
         while question := _asked():
             turns.append({"role": "user", "content": question})
             try:

@@ -153,7 +153,7 @@ class _Session:
         retry_after = None
         if isinstance(error, WeftAPIError):
             retry_after = error.retry_after_s
-            again = error.retryable or (call.idempotent and error.shapeless)
+            again = not call.once and (error.retryable or (call.idempotent and error.shapeless))
         else:
             # Nothing was sent when the connection could not be made; anything later may have been executed.
             again = call.idempotent or isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)

@@ -117,7 +117,8 @@ def activate_adapter(
 
 def roll_back_adapter(scope: str, name: str) -> Call[AdapterState]:
     """Make what was active before active again."""
-    return _move(scope, name, "rollback", {})
+    # A second one would undo the first.
+    return _move(scope, name, "rollback", {}, once=True)
 
 
 def adapter_history(scope: str, name: str) -> Call[tuple[AdapterState, ...]]:
@@ -129,14 +130,14 @@ def adapter_history(scope: str, name: str) -> Call[tuple[AdapterState, ...]]:
     )
 
 
-def _move(scope: str, name: str, action: str, body: object) -> Call[AdapterState]:
-    # Not repeated blindly: a second rollback would undo the first.
+def _move(scope: str, name: str, action: str, body: object, once: bool = False) -> Call[AdapterState]:
     return Call(
         "POST",
         f"{_path(scope, name)}/{action}",
         lambda data: _state_of(data["state"]),
         body=body,
         idempotent=False,
+        once=once,
         reads=False,
     )
 

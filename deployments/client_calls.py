@@ -49,7 +49,11 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """A request and how to read its answer. `idempotent`: may be repeated, whatever became of the first."""
+    """A request and how to read its answer.
+
+    `idempotent`: may be repeated, whatever became of the first. `once`: not even when the service asks
+    for it, as it also does when it cannot tell what became of a write.
+    """
 
     method: str
     path: str
@@ -58,6 +62,7 @@ class Call(Generic[T]):
     body: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
     idempotent: bool = True
+    once: bool = False
     reads: bool = True  # carries the remembered version
     accepted: tuple[int, ...] = (200,)
     upload: Upload | None = None  # instead of `body`

@@ -63,6 +63,14 @@ class GenerationFailure:
     retryable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What `model` of a generation may name. `meaningful`: False for a stand-in, whose words mean nothing."""
+
+    id: str
+    meaningful: bool
+
+
 def generate(
     text: str | None = None,
     *,
@@ -124,9 +132,13 @@ def generate_batch(
     )
 
 
-def list_models() -> Call[tuple[str, ...]]:
+def list_models() -> Call[tuple[Model, ...]]:
     """The base model, then the references of adapters that are active somewhere."""
-    return Call("GET", "/v1/models", lambda data: tuple(entry["id"] for entry in data["data"]))
+    return Call(
+        "GET",
+        "/v1/models",
+        lambda data: tuple(Model(entry["id"], entry["weft"]["meaningful"]) for entry in data["data"]),
+    )
 
 
 def generated_of(data: Mapping[str, Any]) -> Generated:

@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from graph.errors import InvalidAdapter
+from graph.errors import InvalidAdapter, Unavailable
 from models.adapter_import import RawAdapter
 from models.language_model.lora_config import MAX_CONFIG_BYTES
 from models.language_model.lora_weights import CONFIG_FILE, WEIGHTS_FILE
@@ -17,7 +17,17 @@ _MAX_OVERHEAD = 1 << 20  # headers, padding and a text beside the two files
 
 
 def read_archive(path: Path, max_bytes: int) -> RawAdapter:
-    """The two files out of an archive that holds them at its top; raises InvalidAdapter."""
+    """The two files out of an archive that holds them at its top.
+
+    Raises InvalidAdapter for what it holds, Unavailable where it cannot be read.
+    """
+    try:
+        return _read(path, max_bytes)
+    except OSError as error:
+        raise Unavailable(f"the upload cannot be read: {error.strerror}; send it again") from error
+
+
+def _read(path: Path, max_bytes: int) -> RawAdapter:
     size = path.stat().st_size
     if size > max_bytes + MAX_CONFIG_BYTES + _MAX_OVERHEAD:
         raise InvalidAdapter(f"the archive has {size} bytes; an adapter has at most {max_bytes}")

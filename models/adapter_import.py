@@ -11,7 +11,6 @@ import io
 import json
 import os
 import stat
-import unicodedata
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,10 +21,10 @@ import torch
 from safetensors.torch import save
 
 from graph.errors import InvalidAdapter, InvalidInput, Unavailable
+from models.adapter_pointers import check_inbox_path
 from models.language_model.lora_config import MAX_CONFIG_BYTES
 from models.language_model.lora_weights import CONFIG_FILE, DTYPES, WEIGHTS_FILE
 
-MAX_PARTS, MAX_PART_BYTES = 4, 255
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO would wait for its writer
@@ -39,31 +38,13 @@ class RawAdapter:
     weights: bytes
 
 
-def check_path(relative: str) -> tuple[str, ...]:
-    """Parts of a path below the inbox; raises InvalidInput before anything touches the file system."""
-    parts = tuple(relative.split("/"))
-    for part in parts:
-        if (
-            part in ("", ".", "..")
-            or part.startswith(".")
-            or "\\" in part
-            or not part.isprintable()  # control, bidirectional and private characters, surrogates, odd spaces
-            or unicodedata.normalize("NFC", part) != part
-            or len(part.encode()) > MAX_PART_BYTES
-        ):
-            raise _bad_path(relative)
-    if len(parts) > MAX_PARTS:
-        raise _bad_path(relative)
-    return parts
-
-
 def read_inbox(inbox: Path, relative: str, max_bytes: int) -> RawAdapter:
     """The files of a folder in PEFT's layout, or of a `.pt` LoRA state, which is converted.
 
     Raises InvalidInput for a path that is refused or leads nowhere, InvalidAdapter for files that are no
     adapter's, Unavailable where the disk fails.
     """
-    *folders, last = check_path(relative)
+    *folders, last = check_inbox_path(relative)
     with _opened(inbox, folders, relative) as folder:
         if last.endswith(".pt"):
             state = read_regular(folder, last, max_bytes)
@@ -212,11 +193,3 @@ def _opened(inbox: Path, folders: list[str] | tuple[str, ...], relative: str) ->
         yield folder
     finally:
         os.close(folder)
-
-
-def _bad_path(relative: str) -> InvalidInput:
-    return InvalidInput(
-        f"path {relative[:120]!r}: must be relative to the inbox, at most {MAX_PARTS} parts of at most "
-        f"{MAX_PART_BYTES} bytes, without hidden ones, '..', backslashes and unprintable characters",
-        param="path",
-    )

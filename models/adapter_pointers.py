@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 from graph.errors import Corrupt, InvalidInput
 from graph.validation import checked_id
@@ -26,9 +27,11 @@ GLOBAL_NAME = "default"
 VERSION_SCOPE = "adapter_version"
 BASE = "base"
 """Reference to the base model alone."""
+MAX_ARMS = 8
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_PARTS, _MAX_PART_BYTES = 4, 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,19 @@ class AdapterArm:
     version: str
     digest: str
     weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFiles:
+    """The files of an adapter, as their store and the pointers of versions describe them."""
+
+    digest: str
+    size_bytes: int
+    rank: int
+    modules: tuple[str, ...]
+    """Ends of their names, as in `q_proj`, sorted."""
+    created_at: float
+    """Unix seconds of the first import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +99,32 @@ def check_version_label(version: str) -> None:
         )
 
 
+def check_inbox_path(path: str) -> tuple[str, ...]:
+    """Parts of a path below the inbox; raises InvalidInput before anything touches the file system."""
+    parts = tuple(path.removesuffix("/").split("/"))
+    for part in parts:
+        if (
+            part.startswith(".")
+            or not part
+            or "\\" in part
+            or not part.isprintable()  # control, bidirectional and private characters, surrogates, odd spaces
+            or unicodedata.normalize("NFC", part) != part
+            or len(part.encode()) > _MAX_PART_BYTES
+        ):
+            raise _bad_path(path)
+    if len(parts) > _MAX_PARTS:
+        raise _bad_path(path)
+    return parts
+
+
+def _bad_path(path: str) -> InvalidInput:
+    return InvalidInput(
+        f"path {path[:120]!a}: must be relative to the inbox, at most {_MAX_PARTS} parts of at most "
+        f"{_MAX_PART_BYTES} bytes, without hidden ones, '..', backslashes and unprintable characters",
+        param="path",
+    )
+
+
 def is_adapter_digest(text: str) -> bool:
     """Whether `text` has the form of an adapter's digest: 64 hex digits, small letters."""
     return _DIGEST.fullmatch(text) is not None
@@ -117,6 +159,12 @@ def version_name(scope: AdapterScope, name: str, version: str) -> str:
     return f"{scope}/{name}/{version}"
 
 
+def split_version_name(key: str) -> tuple[AdapterScope, str, str]:
+    """Scope, name and version out of such a name; neither of them can hold a slash."""
+    scope, name, version = key.split("/")
+    return cast(AdapterScope, scope), name, version
+
+
 def encode_state(
     arms: Sequence[AdapterArm], previous: Sequence[AdapterArm], action: str
 ) -> dict[str, object]:
@@ -126,14 +174,44 @@ def encode_state(
 
 def decode_arms(value: Mapping[str, object]) -> tuple[AdapterArm, ...]:
     """What is active, out of such a value; none after a deactivation. Raises Corrupt."""
-    found = value.get("arms")
-    if not isinstance(found, list | tuple):
-        raise Corrupt(f"a pointer of adapters holds no arms: {value!r:.200}")
-    return tuple(_decode_arm(arm) for arm in found)
+    return _decode_arms(value, "arms")
+
+
+def decode_previous(value: Mapping[str, object]) -> tuple[AdapterArm, ...]:
+    """What a rollback makes active again, out of such a value. Raises Corrupt."""
+    return _decode_arms(value, "previous")
+
+
+def encode_version(files: AdapterFiles) -> dict[str, object]:
+    """Value of a pointer that says what a version is."""
+    return {
+        "digest": files.digest,
+        "size_bytes": files.size_bytes,
+        "rank": files.rank,
+        "modules": list(files.modules),
+        "created_at": files.created_at,
+    }
+
+
+def decode_version(value: Mapping[str, object]) -> AdapterFiles | None:
+    """What a version is, out of its pointer's value; None when it was deleted. Raises Corrupt."""
+    digest = decode_digest(value)
+    if digest is None:
+        return None
+    size, rank, created = value.get("size_bytes"), value.get("rank"), value.get("created_at")
+    modules = value.get("modules")
+    if (
+        isinstance(size, int)
+        and isinstance(rank, int)
+        and isinstance(created, int | float)
+        and isinstance(modules, list | tuple)
+    ):
+        return AdapterFiles(digest, size, rank, tuple(str(module) for module in modules), float(created))
+    raise Corrupt(f"the pointer of an adapter's version is incomplete: {value!r:.200}")
 
 
 def decode_digest(value: Mapping[str, object]) -> str | None:
-    """Digest of a version, out of its pointer's value; None when it was deleted. Raises Corrupt."""
+    """The digest of a version alone; None when it was deleted. Raises Corrupt."""
     digest = value.get("digest")
     if digest is None:
         return None
@@ -144,6 +222,13 @@ def decode_digest(value: Mapping[str, object]) -> str | None:
 
 def _encode_arms(arms: Sequence[AdapterArm]) -> list[dict[str, object]]:
     return [{"version": arm.version, "digest": arm.digest, "weight": arm.weight} for arm in arms]
+
+
+def _decode_arms(value: Mapping[str, object], key: str) -> tuple[AdapterArm, ...]:
+    found = value.get(key)
+    if not isinstance(found, list | tuple):
+        raise Corrupt(f"a pointer of adapters holds no {key}: {value!r:.200}")
+    return tuple(_decode_arm(arm) for arm in found)
 
 
 def _decode_arm(value: object) -> AdapterArm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -14,8 +15,8 @@ from pathlib import Path
 
 from graph.errors import InvalidAdapter, Unavailable, UnknownAdapter, WeftError
 from models.adapter_archive import read_archive
-from models.adapter_import import RawAdapter, check_path, read_inbox, read_regular
-from models.adapter_pointers import is_adapter_digest
+from models.adapter_import import RawAdapter, read_inbox, read_regular
+from models.adapter_pointers import AdapterFiles, is_adapter_digest
 from models.language_model.base_spec import BaseModelSpec
 from models.language_model.lora_config import MAX_CONFIG_BYTES, canonical_config, parse_config
 from models.language_model.lora_weights import CONFIG_FILE, WEIGHTS_FILE, AdapterWeights, parse_weights
@@ -23,19 +24,6 @@ from models.language_model.lora_weights import CONFIG_FILE, WEIGHTS_FILE, Adapte
 _INCOMING, _TRASH = ".incoming-", ".trash-"
 _LEFTOVER_S = 3_600.0
 _MAX_CANDIDATES = 1_000
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterFiles:
-    """An adapter in the store."""
-
-    digest: str
-    size_bytes: int
-    rank: int
-    modules: tuple[str, ...]
-    """Ends of their names, as in `q_proj`, sorted."""
-    created_at: float
-    """Unix seconds of the first import."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +58,7 @@ class AdapterStore:
         return self._keep(read_inbox(self._inbox, relative, self._max_bytes))
 
     def import_archive(self, path: Path) -> AdapterFiles:
-        """Import a tar archive, see `models.adapter_archive`; raises InvalidAdapter."""
+        """Import a tar archive; raises what `models.adapter_archive.read_archive` does."""
         return self._keep(read_archive(path, self._max_bytes))
 
     def load(self, digest: str) -> AdapterWeights:
@@ -166,7 +154,6 @@ class AdapterStore:
     def _candidate(self, path: str, print_: tuple[object, ...]) -> Candidate:
         size = sum(facts[2] for facts in print_ if isinstance(facts, tuple))
         try:
-            check_path(path)
             config, weights, _ = self._validate(read_inbox(self._inbox, path, self._max_bytes))
         except WeftError as error:
             return Candidate(ascii(path)[1:-1] if not path.isprintable() else path, None, size, error.message)
@@ -227,7 +214,9 @@ class AdapterStore:
         try:
             return os.open(self._root / digest, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            raise UnknownAdapter(f"the files of adapter {digest} are gone; import them again") from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise UnknownAdapter(f"the files of adapter {digest} are gone; import them again") from error
+            raise Unavailable(f"adapter {digest} cannot be read: {error.strerror}") from error
 
     def _read(self, digest: str) -> RawAdapter:
         folder = self._open(digest)

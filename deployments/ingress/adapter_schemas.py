@@ -8,11 +8,13 @@ from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from deployments.ingress.schemas import Body
 from graph.errors import InvalidInput
-from graph.schema import is_label
-from models.adapter_pointers import AdapterScope, check_adapter_name, check_version_label
-
-MAX_ARMS = 8
-MAX_PATH_CHARS = 500
+from models.adapter_pointers import (
+    MAX_ARMS,
+    AdapterScope,
+    check_adapter_name,
+    check_inbox_path,
+    check_version_label,
+)
 
 
 def check_pointer(scope: str, name: str) -> AdapterScope:
@@ -30,11 +32,7 @@ def _label(text: str) -> str:
 
 
 def _inside(path: str) -> str:
-    # Who opens it checks what it leads to; what can only be an attempt to leave is refused before that.
-    if not is_label(path, MAX_PATH_CHARS) or path.startswith(("/", "~")) or "\\" in path:
-        raise ValueError("must be a path below the inbox, as in films/v2")
-    if any(part in ("", ".", "..") for part in path.removesuffix("/").split("/")):
-        raise ValueError("must be a path below the inbox, without '.', '..' and empty parts")
+    check_inbox_path(path)  # names the parameter itself
     return path
 
 
@@ -44,7 +42,7 @@ Label: TypeAlias = Annotated[str, AfterValidator(_label)]
 class PutAdapterBody(Body):
     """A folder or a `.pt` file in the inbox."""
 
-    path: Annotated[str, Field(min_length=1, max_length=MAX_PATH_CHARS), AfterValidator(_inside)]
+    path: Annotated[str, AfterValidator(_inside)]
 
 
 class ArmBody(Body):

@@ -10,107 +10,44 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from deployments.ingress.generation_fields import (
+    FilledText,
+    Ignored,
+    Logprobs,
+    MaxTokens,
+    MinP,
+    ModelField,
+    Never,
+    NoPenalty,
+    One,
+    PromptText,
+    Reference,
+    RepetitionPenalty,
+    Seed,
+    Stops,
+    Temperature,
+    TopK,
+    TopP,
+    refused,
+)
 from deployments.ingress.identifiers import Id
 from deployments.ingress.schemas import Body
 from deployments.ingress.text_schemas import TokenInput
 from graph.errors import InvalidInput
-from graph.schema import TEXT_RULE, is_text
-from models.adapter_pointers import parse_reference
+from models.adapter_cascade import MAX_BLEND_WEIGHT
 from models.language_model.protocol import (
     MAX_BLEND_PARTS,
-    MAX_LOGPROBS,
-    MAX_NEW_TOKENS,
-    MAX_STOP_CHARS,
-    MAX_STOPS,
     Message,
     Prompt,
     Sampling,
 )
 
-MAX_PROMPT_CHARS = 4 << 20
-"""No more than a body holds; the model's window is what bounds a prompt."""
 MAX_MESSAGES = 4_096
-MAX_REFERENCE_CHARS = 300
 MAX_BATCH = 64
-MAX_BLEND_WEIGHT = 16.0
 COMPLETION_TOKENS = 16
 """What /v1/completions generates where nobody says how much, as OpenAI's does."""
-
-
-def _check_prompt(text: str) -> str:
-    if not is_text(text, MAX_PROMPT_CHARS):
-        raise ValueError(TEXT_RULE)
-    return text
-
-
-def _refused(reason: str) -> BeforeValidator:
-    """For a field that is taken only while it asks for nothing."""
-
-    def check(value: Any) -> Any:
-        if value is None or value == [] or value == {}:
-            return None
-        raise ValueError(reason)
-
-    return BeforeValidator(check)
-
-
-def _only(allowed: float | bool, reason: str) -> AfterValidator:
-    def check(value: Any) -> Any:
-        if value is not None and value != allowed:
-            raise ValueError(reason)
-        return value
-
-    return AfterValidator(check)
-
-
-def _check_reference(text: str) -> str:
-    try:
-        parse_reference(text)
-    except InvalidInput as error:
-        raise ValueError(error.message) from None
-    return text
-
-
-def _listed(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
-
-
-PromptText: TypeAlias = Annotated[str, AfterValidator(_check_prompt)]
-FilledText: TypeAlias = Annotated[str, Field(min_length=1), AfterValidator(_check_prompt)]
-ModelText: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS), AfterValidator(_check_prompt)
-]
-Reference: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=MAX_REFERENCE_CHARS), AfterValidator(_check_reference)
-]
-ModelField: TypeAlias = Annotated[
-    ModelText | None,
-    Field(description="The base model's name, or an adapter such as `user/ada`; without it, the cascade's."),
-]
-StopText: TypeAlias = Annotated[
-    str, Field(min_length=1, max_length=MAX_STOP_CHARS), AfterValidator(_check_prompt)
-]
-Stops: TypeAlias = Annotated[
-    Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None,
-    BeforeValidator(_listed, json_schema_input_type=StopText | list[StopText] | None),
-    Field(description="Texts that end the answer and are no part of it."),
-]
-MaxTokens: TypeAlias = Annotated[int | None, Field(ge=1, le=MAX_NEW_TOKENS)]
-Temperature: TypeAlias = Annotated[float | None, Field(ge=0, le=2, description="0: the likeliest token.")]
-TopP: TypeAlias = Annotated[float | None, Field(gt=0, le=1)]
-TopK: TypeAlias = Annotated[int | None, Field(ge=0, le=1 << 31, description="0: all tokens.")]
-MinP: TypeAlias = Annotated[float | None, Field(ge=0, le=1)]
-RepetitionPenalty: TypeAlias = Annotated[float | None, Field(gt=0, le=10)]
-Seed: TypeAlias = Annotated[int | None, Field(ge=-(1 << 63), le=(1 << 63) - 1)]
-Logprobs: TypeAlias = Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)]
-NoPenalty: TypeAlias = Annotated[
-    float | None, _only(0, "must be 0 or left out; weft.repetition_penalty is there")
-]
-One: TypeAlias = Annotated[int | None, _only(1, "must be 1 or left out; send several requests")]
-Never: TypeAlias = Annotated[bool | None, _only(False, "must be false or left out")]
-Ignored: TypeAlias = Annotated[Any, Field(description="Taken and not used.")]
 
 
 class BlendPart(Body):
@@ -148,8 +85,13 @@ class GenerationOptions(Selection):
     repetition_penalty: RepetitionPenalty = None
 
 
+def _or_nothing(value: Any) -> Any:
+    return {} if value is None else value
+
+
 class StreamOptions(Body):
     include_usage: bool | None = None
+    include_obfuscation: Ignored = None
 
 
 class OpenAIBody(Body):
@@ -167,8 +109,11 @@ class OpenAIBody(Body):
     user: Annotated[Id | None, Field(description="Whose adapter answers.")] = None
     presence_penalty: NoPenalty = None
     frequency_penalty: NoPenalty = None
-    logit_bias: Annotated[None, _refused("is not supported: leave it out")] = None
-    weft: GenerationOptions = GenerationOptions()
+    logit_bias: Annotated[None, refused("is not supported: leave it out")] = None
+    weft: Annotated[
+        GenerationOptions,
+        BeforeValidator(_or_nothing, json_schema_input_type=GenerationOptions | None),
+    ] = GenerationOptions()
 
     @model_validator(mode="after")
     def _usage_of_streams(self) -> OpenAIBody:
@@ -225,11 +170,11 @@ class ChatMessage(Body):
     ]
     content: Content
     name: Ignored = None
-    refusal: Annotated[None, _refused("must be null")] = None
-    annotations: Annotated[None, _refused("must be empty")] = None
-    audio: Annotated[None, _refused("must be null")] = None
-    tool_calls: Annotated[None, _refused("tools are not supported")] = None
-    function_call: Annotated[None, _refused("tools are not supported")] = None
+    refusal: Annotated[None, refused("must be null")] = None
+    annotations: Annotated[None, refused("must be empty")] = None
+    audio: Annotated[None, refused("must be null")] = None
+    tool_calls: Annotated[None, refused("tools are not supported")] = None
+    function_call: Annotated[None, refused("tools are not supported")] = None
 
     def message(self) -> Message:
         role = "system" if self.role == "developer" else self.role
@@ -240,7 +185,7 @@ class ResponseFormat(Body):
     type: Literal["text"]
 
 
-_NO_TOOLS = _refused("tools are not supported by this service; leave it out")
+_NO_TOOLS = refused("tools are not supported by this service; leave it out")
 
 
 class ChatBody(OpenAIBody):
@@ -252,7 +197,7 @@ class ChatBody(OpenAIBody):
     tools: Annotated[None, _NO_TOOLS] = None
     tool_choice: Annotated[Literal["none", "auto"] | None, Field(description="There are no tools.")] = None
     functions: Annotated[None, _NO_TOOLS] = None
-    function_call: Annotated[None, _NO_TOOLS] = None
+    function_call: Annotated[Literal["none", "auto"] | None, Field(description="There are no tools.")] = None
     parallel_tool_calls: Ignored = None
     metadata: Ignored = None
     store: Ignored = None
@@ -304,7 +249,7 @@ class CompletionBody(OpenAIBody):
     logprobs: Logprobs = None
     echo: Never = None
     best_of: One = None
-    suffix: Annotated[None, _refused("is not supported: leave it out")] = None
+    suffix: Annotated[None, refused("is not supported: leave it out")] = None
 
     def prompt(self) -> Prompt:
         return self.text

@@ -29,8 +29,10 @@ from graph.errors import (
 )
 from graph.schema import ChangeSet, PutPointer
 from graph.view import GraphView
+from models.adapters import AdapterStore
 from tests.deployments.local_adapters import PlainStore, digest_of, put_in_inbox
 from tests.deployments.local_state import make_settings, until, write
+from tests.models.test_adapters import write as write_adapter
 
 
 class Replica:
@@ -218,6 +220,50 @@ async def test_files_that_are_gone_are_not_made_active(world: World) -> None:
     with pytest.raises(UnknownAdapter, match="gone"):
         await replica.manager.activate(one("v1"))
     assert await replica.manager.history("user", "alice") == ()
+
+
+async def test_files_that_are_gone_are_not_returned_to(world: World) -> None:
+    replica = await world.replica()
+    for version in ("v1", "v2"):
+        await world.put(replica, version, version)
+        await replica.manager.activate(one(version))
+    (world.settings.adapter_dir / digest_of("v1")).unlink()
+    with pytest.raises(UnknownAdapter, match="gone"):
+        await replica.manager.roll_back("user", "alice")
+    assert [s.action for s in await replica.manager.history("user", "alice")] == ["activate", "activate"]
+    none = await replica.manager.activate(ActivateAdapter("user", "alice", ()))  # the way out
+    assert none.state is not None
+    assert none.state.arms == ()
+
+
+async def test_files_damaged_since_they_were_put_are_not_made_active(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    replica = await world.replica()
+    world.settings.adapter_inbox.mkdir(parents=True, exist_ok=True)
+    write_adapter(world.settings.adapter_inbox / "a")
+    store = AdapterStore(
+        world.settings.adapter_dir, world.settings.adapter_inbox, None, max_rank=8, max_bytes=1 << 20
+    )
+    replica.manager._store = store
+    found = await replica.manager.put(PutAdapter("user", "alice", "v1", path="a"))
+    assert found.put is not None
+    assert found.put.modules == ("q_proj",)
+    weights = world.settings.adapter_dir / found.put.digest / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(InvalidAdapter, match="damaged"):
+        await replica.manager.activate(one("v1"))
+    await replica.manager.put(PutAdapter("user", "alice", "v1", path="a"))  # as the message says
+    await replica.manager.activate(one("v1"))
+    await world.close()
+
+
+async def test_an_upload_that_is_not_there(world: World) -> None:
+    replica = await world.replica()
+    replica.manager._store = AdapterStore(
+        world.settings.adapter_dir, world.settings.adapter_inbox, None, max_rank=8, max_bytes=1 << 20
+    )
+    with pytest.raises(Unavailable, match="cannot be read"):
+        await replica.manager.put(PutAdapter("user", "alice", "v1", upload="missing"))
 
 
 async def test_what_is_in_use_is_not_deleted_and_shared_files_stay(world: World) -> None:

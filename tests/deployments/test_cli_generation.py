@@ -76,8 +76,9 @@ def spoken(*pieces: str) -> httpx.Response:
     )
 
 
-def models() -> httpx.Response:
-    return httpx.Response(200, json={"object": "list", "data": [{"id": "tiny"}]})
+def models(meaningful: bool = True) -> httpx.Response:
+    data = [{"id": "tiny", "weft": {"meaningful": meaningful}}]
+    return httpx.Response(200, json={"object": "list", "data": data})
 
 
 def test_generate_prints_the_answer_and_what_it_was_made_with(weft: Weft) -> None:
@@ -107,6 +108,11 @@ def test_a_chat_carries_its_turns_and_outlives_an_error(weft: Weft) -> None:
     assert [turn["content"] for turn in ended.sent[-1][2]["messages"]] == ["be kind", "a", "one", "c"]
 
 
+def test_a_chat_with_the_stand_in_says_that_it_means_nothing(weft: Weft) -> None:
+    assert "its words mean nothing" in weft("chat", answers=[models(meaningful=False)], stdin="\n").err
+    assert "mean nothing" not in weft("chat", answers=[models()], stdin="\n").err
+
+
 def test_adapters_are_listed_over_all_pages_with_the_inbox(weft: Weft) -> None:
     def page(version: str, after: str | None) -> httpx.Response:
         listing = {"adapters": [{**ENTRY, "version": version}], "states": [STATE], "candidates": CANDIDATES}
@@ -115,10 +121,17 @@ def test_adapters_are_listed_over_all_pages_with_the_inbox(weft: Weft) -> None:
     ended = weft("adapters", "list", answers=[page("v1", "cursor"), page("v2", None)])
     assert "user/ada/v1" in ended.out
     assert "user/ada/v2" in ended.out
-    assert "fresh: ready to be put" in ended.err
-    assert "broken: no adapter_config.json" in ended.err
+    assert "fresh: ready to be put" in ended.out
+    assert "broken: no adapter_config.json" in ended.out
     data = json.loads(weft("adapters", "list", "user/ada", "--json", answers=[page("v1", None)]).out)
     assert [entry["version"] for entry in data["adapters"]] == ["v1"]
+
+
+def test_a_list_without_adapters_says_what_to_do(weft: Weft) -> None:
+    empty = {"adapters": [], "states": [], "candidates": [], "version": "s.3", "next": None}
+    ended = weft("adapters", "list", answers=[httpx.Response(200, json=empty)])
+    assert ended.out == ""
+    assert "weft adapters put" in ended.err
 
 
 def test_put_and_activate(weft: Weft, tmp_path: Path) -> None:
@@ -132,6 +145,7 @@ def test_put_and_activate(weft: Weft, tmp_path: Path) -> None:
     ended = weft("adapters", "put", "user/ada", "v2", str(tmp_path), "--activate", answers=answers)
     assert ended.status == 0
     assert ended.out == f"user/ada/v2: {'d' * 64}\n"
+    assert ended.err == "Active for user/ada: v2.\n"
     assert [path for _, path, _ in ended.sent] == [
         "/v1/adapters/user/ada/versions/v2",
         "/v1/adapters/user/ada/activate",
@@ -139,11 +153,22 @@ def test_put_and_activate(weft: Weft, tmp_path: Path) -> None:
 
 
 def test_several_versions_share_the_users(weft: Weft) -> None:
-    answers = [httpx.Response(200, json={"version": "s.9", "changed": 1, "replayed": False, "state": STATE})]
+    def moved(arms: list[dict[str, Any]]) -> httpx.Response:
+        state = {**STATE, "arms": arms}
+        return httpx.Response(200, json={"version": "s.9", "changed": 1, "replayed": False, "state": state})
+
+    answers = [moved(STATE["arms"])]
     ended = weft("adapters", "activate", "domain/films", "v1=0.9", "v2=0.1", answers=answers)
     assert ended.sent[0][2] == {
         "arms": [{"version": "v1", "weight": 0.9}, {"version": "v2", "weight": 0.1}],
     }
+    two = [
+        {"version": "v1", "digest": "d" * 64, "weight": 0.9},
+        {"version": "v2", "digest": "e" * 64, "weight": 0.1},
+    ]
+    told = weft("adapters", "rollback", "user/ada", answers=[moved(two)]).err
+    assert told == "Active for user/ada: v1=0.9, v2=0.1, shares of the users.\n"
+    assert weft("adapters", "rollback", "user/ada", answers=[moved([])]).err == "Active for user/ada: none.\n"
     assert weft("adapters", "activate", "user/ada", "--none", answers=answers).sent[0][2] == {"version": None}
     assert weft("adapters", "rollback", "global", answers=answers).sent[0][1] == (
         "/v1/adapters/global/default/rollback"
@@ -162,6 +187,7 @@ def test_several_versions_share_the_users(weft: Weft) -> None:
         ("adapters", "activate", "user/ada"),
         ("adapters", "activate", "user/ada", "v1", "--none"),
         ("adapters", "activate", "user/ada", "v1=much", "v2"),
+        ("adapters", "activate", "user/ada", "v1=1", "v1=2"),
     ],
 )
 def test_mistakes_are_one_sentence(weft: Weft, arguments: tuple[str, ...]) -> None:

@@ -215,6 +215,23 @@ def test_a_folder_that_is_no_adapter_is_named(tmp_path: Path) -> None:
         weft.put_adapter("user", "ada", "v1", tmp_path)
 
 
+def test_a_rollback_is_sent_once_even_when_the_service_would_have_it_again() -> None:
+    sent: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.url.path.rpartition("/")[2])
+        error = {**ERROR, "code": "unavailable", "type": "unavailable_error"}
+        return httpx.Response(503, json={"error": error}, headers={"retry-after": "0"})
+
+    with client(answer) as weft:
+        with pytest.raises(UnavailableError):
+            weft.roll_back_adapter("user", "ada")
+        assert sent == ["rollback"]
+        with pytest.raises(UnavailableError):
+            weft.activate_adapter("user", "ada", "v2")
+        assert sent.count("activate") > 1  # the same once more changes nothing
+
+
 def test_activation_rollback_and_history() -> None:
     seen: list[httpx.Request] = []
 

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError
 with warnings.catch_warnings():
     # Ray Serve 2.60 defines its schemas in a way that pydantic will no longer take some day.
     warnings.simplefilter("ignore")
+    from ray.serve.context import _get_serve_request_context, _set_request_context
     from ray.serve.exceptions import BackPressureError
 
     import deployments.ingress.generation_backend as module
@@ -27,7 +28,7 @@ from deployments.generation_messages import (
     LanguageModelInfo,
     Started,
 )
-from graph.errors import NotYet, OutOfMemory, Overloaded, Unavailable, UnknownAdapter
+from graph.errors import ModelUnavailable, NotYet, OutOfMemory, Overloaded, Unavailable, UnknownAdapter
 from tests.deployments.local_state import make_settings
 
 STARTED = Started("m", None, None, "base", "because", 3, 0, 7)
@@ -60,6 +61,7 @@ class Handle:
     def __init__(self, *replicas: Any) -> None:
         self.replicas = replicas
         self.calls: list[tuple[str | None, str]] = []
+        self.requests: list[str] = []  # as Serve tells them apart
         self.cancelled = 0
         self._session: str | None = None
 
@@ -77,6 +79,7 @@ class Handle:
         def remote(*args: Any) -> Response:
             replica = root.replicas[len(root.calls) % len(root.replicas)]
             root.calls.append((self._session, method))
+            root.requests.append(_get_serve_request_context()._internal_request_id)
             return Response(root, getattr(replica, method)(*args))
 
         return type("Method", (), {"remote": staticmethod(remote)})
@@ -254,12 +257,24 @@ async def test_who_stops_listening_cancels_the_work(make: Any) -> None:
     assert handle.cancelled == 2
 
 
+async def test_calls_are_not_taken_for_parts_of_the_request_they_are_made_for(make: Any) -> None:
+    """The router would take those that wait together for one call; see `handles.begun`."""
+    _set_request_context(_internal_request_id="one")
+    backend, handle = make(Replica(behind=True))
+    query = GenerateQuery("x", user_id="u", min_version=3)
+    await asyncio.gather(*(backend.generate(query) for _ in range(3)), backend.language_model())
+    assert [event async for event in backend.stream(query)]
+    assert _get_serve_request_context()._internal_request_id == "one"
+    assert len(handle.requests) == len(handle.calls) >= 5
+    assert set(handle.requests) == {""}
+
+
 async def test_switched_off_it_says_so(tmp_path: Path) -> None:
     backend = GenerationBackend(make_settings(tmp_path), None)
     for asked in (backend.generate(GenerateQuery("x")), backend.language_model()):
-        with pytest.raises(Unavailable, match="switched off"):
+        with pytest.raises(ModelUnavailable, match="switched off"):
             await asked
-    with pytest.raises(Unavailable, match="switched off"):
+    with pytest.raises(ModelUnavailable, match="switched off"):
         await anext(backend.stream(GenerateQuery("x")))
     status = await backend.language_model_status()
     assert status == {"enabled": False}

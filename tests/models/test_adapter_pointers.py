@@ -9,13 +9,20 @@ from hypothesis import strategies as st
 from graph.errors import Corrupt, InvalidInput
 from models.adapter_pointers import (
     AdapterArm,
+    AdapterFiles,
     Reference,
     check_adapter_name,
+    check_inbox_path,
     check_version_label,
     decode_arms,
     decode_digest,
+    decode_previous,
+    decode_version,
     encode_state,
+    encode_version,
     parse_reference,
+    split_version_name,
+    version_name,
 )
 
 DIGEST = "0123456789abcdef" * 4
@@ -74,10 +81,41 @@ def test_values_of_pointers() -> None:
     arms = (AdapterArm("v1", DIGEST, 0.5), AdapterArm("v2", DIGEST, 2.0))
     assert decode_arms(encode_state(arms, (), "activate")) == arms
     assert decode_arms(encode_state((), arms, "deactivate")) == ()
+    assert decode_previous(encode_state((), arms, "deactivate")) == arms
     assert decode_digest({"digest": DIGEST}) == DIGEST
     assert decode_digest({"digest": None}) is None
     with pytest.raises(Corrupt):
         decode_digest({"digest": "x"})
+    for missing in ({}, {"arms": []}, {"previous": 1}):
+        with pytest.raises(Corrupt):
+            decode_previous(missing)
     for bad in ({}, {"arms": 1}, {"arms": [1]}, {"arms": [{"version": "v", "digest": DIGEST, "weight": 0}]}):
         with pytest.raises(Corrupt):
             decode_arms(bad)
+
+
+def test_values_of_versions() -> None:
+    files = AdapterFiles(DIGEST, 10, 4, ("k_proj", "q_proj"), 1.5)
+    assert decode_version(encode_version(files)) == files
+    assert decode_version({"digest": None}) is None
+    for key, wrong in (("digest", "x"), ("size_bytes", "10"), ("rank", None), ("modules", "q_proj")):
+        with pytest.raises(Corrupt):
+            decode_version({**encode_version(files), key: wrong})
+    assert split_version_name(version_name("user", "alice", "v1")) == ("user", "alice", "v1")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", ".", "..", "a/..", "../a", "/etc/passwd", "a//b", "a//", "a/.hidden", "a\\b", "a\0", "a\n",
+     "a\u202eb", "\ud800", "e\u0301", "x" * 256, "é" * 128, "a/b/c/d/e"],
+)  # fmt: skip
+def test_paths_that_are_refused(path: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_inbox_path(path)
+    assert caught.value.param == "path"
+    assert caught.value.message.isascii()
+
+
+def test_paths_below_the_inbox() -> None:
+    assert check_inbox_path("films/v 2") == ("films", "v 2")
+    assert check_inbox_path("films/v2/") == ("films", "v2")  # as a shell completes it

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from graph.errors import InvalidAdapter, InvalidInput, UnknownAdapter, WeftError
+from graph.errors import InvalidAdapter, InvalidInput, Unavailable, UnknownAdapter, WeftError
 from models.adapters import AdapterStore, content_digest
 from models.language_model.base_spec import BaseModelSpec
 
@@ -142,7 +142,7 @@ def test_old_leftovers_are_removed_at_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "", ".", "..", "/", "/etc", "../inbox/alice", "alice/..", "alice/../alice", "alice/", "a//b",
+        "", ".", "..", "/", "/etc", "../inbox/alice", "alice/..", "alice/../alice", "a//b",
         "./alice",
         "alice\0", "al\nice", "alice\\x", "\u202ealice", "a\u0301lice", "\ud800", "al\u200bice", ".hidden",
         "x" * 256, "a/b/c/d/e", "nobody", "alice/adapter_config.json",
@@ -336,6 +336,19 @@ def test_a_full_disk_is_no_fault_of_the_adapter(
         store.import_folder("alice")
     assert caught.value.retryable
     assert os.listdir(tmp_path / "root") == []
+
+
+def test_a_failing_disk_is_not_a_missing_adapter(
+    store: AdapterStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = store.import_folder("alice").digest
+
+    def failing(*args: object, **kwargs: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", failing)
+    with pytest.raises(Unavailable, match="Too many open files"):
+        store.load(digest)
 
 
 # ---------------------------------------------------------------------------------------------------- fuzz

@@ -56,6 +56,8 @@ def test_chat(client: openai.OpenAI, backend: FakeBackend) -> None:
     client.chat.completions.create(model=LANGUAGE_MODEL, messages=turns, max_completion_tokens=3)
     assert backend.generated[-1].prompt[2:] == (Message("assistant", TEXT), Message("user", "ab"))
     assert backend.generated[-1].sampling.max_tokens == 3
+    # What clients of functions send while they have none.
+    client.chat.completions.create(model=LANGUAGE_MODEL, messages=TURNS, functions=[], function_call="none")
     short = client.chat.completions.create(model=LANGUAGE_MODEL, messages=TURNS, max_tokens=2)
     assert (short.choices[0].finish_reason, short.choices[0].message.content) == ("length", "echo: Zoë")
 
