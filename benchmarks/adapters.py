@@ -24,11 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models.adapters import AdapterStore
-from models.language_model.base_model import BaseModel
-from models.language_model.engine import Engine, EngineLimits
-from models.language_model.lora import LoraSlots
-from models.language_model.resident_adapters import ResidentAdapters
 from peft import LoraConfig, PeftModel
 from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import save_file
@@ -45,7 +40,12 @@ from benchmarks.language_models import (
     words,
 )
 from benchmarks.report import percentiles, spread, write
+from models.adapters import AdapterStore
+from models.language_model.base_model import BaseModel
+from models.language_model.engine import Engine, EngineLimits
+from models.language_model.lora import LoraSlots
 from models.language_model.protocol import GenerationRequest, Sampling
+from models.language_model.resident_adapters import ResidentAdapters
 
 RANK, ROWS, SLOTS = 8, 16, 32
 LOADS, SWAPS = 30, 20

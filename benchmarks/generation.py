@@ -25,11 +25,6 @@ import time
 from typing import Any
 
 import torch
-from models.language_model.base_model import BaseModel
-from models.language_model.engine import Engine, EngineLimits
-from models.language_model.lora import LoraSlots
-from models.language_model.prefix_cache import PrefixCache
-from models.language_model.resident_adapters import ResidentAdapters
 from peft import LoraConfig, get_peft_model
 
 from benchmarks.language_models import (
@@ -41,7 +36,12 @@ from benchmarks.language_models import (
     word_tokenizer,
 )
 from benchmarks.report import spread, write
+from models.language_model.base_model import BaseModel
+from models.language_model.engine import Engine, EngineLimits
+from models.language_model.lora import LoraSlots
 from models.language_model.lora_weights import AdapterWeights
+from models.language_model.prefix_cache import PrefixCache
+from models.language_model.resident_adapters import ResidentAdapters
 
 ROWS, ADAPTERS, RANK = 16, 16, 8
 PROMPT, NEW = 32, 64

@@ -16,13 +16,13 @@ import sys
 from typing import Any
 
 import torch
+
+from benchmarks.language_models import VOCABULARY, ask, random_adapter, random_llama, word_tokenizer
+from benchmarks.report import spread, write
 from models.language_model.base_model import BaseModel
 from models.language_model.engine import Engine, EngineLimits
 from models.language_model.lora import LoraSlots
 from models.language_model.resident_adapters import ResidentAdapters
-
-from benchmarks.language_models import VOCABULARY, ask, random_adapter, random_llama, word_tokenizer
-from benchmarks.report import spread, write
 
 RANK, PROMPT, NEW, ROUNDS = 16, 64, 128, 5
 ROWS = (1, 16, 64)

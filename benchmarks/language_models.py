@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from models.language_model.engine import Engine
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from models.language_model.engine import Engine
 from models.language_model.lora_weights import AdapterWeights
 from models.language_model.protocol import (
     AdapterChoice,
