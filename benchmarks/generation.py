@@ -47,7 +47,7 @@ ROWS, ADAPTERS, RANK = 16, 16, 8
 PROMPT, NEW = 32, 64
 RAGGED_REQUESTS = 64
 PREFIX = 512
-ROUNDS = 5
+ROUNDS, RAGGED_ROUNDS = 5, 3
 
 
 def engine_of(adapters: dict[str, AdapterWeights], prefix_cache: PrefixCache | None = None) -> Engine:
@@ -98,12 +98,12 @@ def random_prompts(draw: random.Random, lengths: list[int]) -> list[list[int]]:
     return [[draw.randrange(2, VOCABULARY) for _ in range(length)] for length in lengths]
 
 
-def in_turns(sides: dict[str, Any], tokens: int) -> dict[str, Any]:
+def in_turns(sides: dict[str, Any], tokens: int, rounds: int = ROUNDS) -> dict[str, Any]:
     """Tokens per second of each side, and each side as a multiple of the first, round by round."""
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for side in sides.values():
         side(random.Random(-1))
-    for round_ in range(ROUNDS):
+    for round_ in range(rounds):
         for name in random.Random(round_).sample(sorted(sides), len(sides)):
             rates[name].append(tokens / sides[name](random.Random(round_)))
     first = next(iter(sides))
@@ -164,7 +164,7 @@ def ragged(adapters: dict[str, AdapterWeights], longest_prompt: int, longest_ans
         "slots": lambda draw: ask(engine, random_prompts(draw, lengths), answers, names)[1],
         "generate_static": static,
     }
-    found = in_turns(sides, sum(answers))
+    found = in_turns(sides, sum(answers), RAGGED_ROUNDS)
     engine.close()
     return found | {"prompt_tokens": [8, longest_prompt], "new_tokens": [8, longest_answer]}
 
