@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the service's replica has it
 
 import random
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,19 @@ def write_peft(folder: Path, seed: int, model: Any) -> Path:
     return folder
 
 
-def engine_of(store: AdapterStore, base: BaseModel, resident: int) -> Engine:
+@contextmanager
+def engine_of(store: AdapterStore, base: BaseModel, resident: int) -> Iterator[Engine]:
+    """An engine that leaves the model as it was: the next one wraps its layers anew."""
     slots = LoraSlots(base.model, base.spec.linears, num_slots=SLOTS, max_rank=RANK)
     residents = ResidentAdapters(store.load, max_count=resident, max_bytes=8 << 30)
-    return Engine(base, limits=EngineLimits(max_batch=ROWS, max_queued=4096), lora=slots, residents=residents)
+    limits = EngineLimits(max_batch=ROWS, max_queued=4096)
+    engine = Engine(base, limits=limits, lora=slots, residents=residents)
+    try:
+        yield engine
+    finally:
+        engine.close()
+        residents.close()
+        slots.close()
 
 
 def load(store: AdapterStore, digests: list[str], folders: list[Path], base: BaseModel) -> dict[str, Any]:
@@ -100,24 +111,23 @@ def load(store: AdapterStore, digests: list[str], folders: list[Path], base: Bas
 
 
 def swap(store: AdapterStore, digests: list[str], folders: list[Path], base: BaseModel) -> dict[str, Any]:
-    engine = engine_of(store, base, RESIDENT)
-    draw = random.Random(3)
-    stop = threading.Event()
+    with engine_of(store, base, RESIDENT) as engine:
+        draw = random.Random(3)
+        stop = threading.Event()
 
-    def others() -> None:
-        while not stop.is_set():
-            ask(engine, [prompt(draw)] * 8, [NEW] * 8, [digests[0]] * 8)
+        def others() -> None:
+            while not stop.is_set():
+                ask(engine, [prompt(draw)] * 8, [NEW] * 8, [digests[0]] * 8)
 
-    background = threading.Thread(target=others)
-    background.start()
-    swaps, known = [], []
-    for digest in digests[LOADS : LOADS + SWAPS]:
-        for times in (swaps, known):
-            answers, _ = ask(engine, [prompt(draw)], [1], [digest])
-            times.append(answers[0].first_s * 1e3)
-    stop.set()
-    background.join()
-    engine.close()
+        background = threading.Thread(target=others)
+        background.start()
+        swaps, known = [], []
+        for digest in digests[LOADS : LOADS + SWAPS]:
+            for times in (swaps, known):
+                answers, _ = ask(engine, [prompt(draw)], [1], [digest])
+                times.append(answers[0].first_s * 1e3)
+        stop.set()
+        background.join()
     peft = PeftModel.from_pretrained(random_llama(), str(folders[0]), adapter_name="default")
     hot = []
     for folder in folders[1 : SWAPS + 1]:
@@ -133,38 +143,37 @@ def swap(store: AdapterStore, digests: list[str], folders: list[Path], base: Bas
 
 def thousand(store: AdapterStore, digests: list[str], base: BaseModel) -> dict[str, Any]:
     """Requests come as earlier ones end: twice the rows are always asked for."""
-    engine = engine_of(store, base, RESIDENT)
-    draw = random.Random(5)
-    working = draw.sample(digests, WORKING_SET)
-    room = threading.Semaphore(2 * ROWS)
-    answers: list[Answer] = []
-    begun = time.perf_counter()
-    for n in range(REQUESTS):
-        if n % EXCHANGE_EVERY == 0:
-            working[draw.randrange(WORKING_SET)] = draw.choice(digests)
-        room.acquire()
-        answer = Answer(started=time.perf_counter())
+    with engine_of(store, base, RESIDENT) as engine:
+        draw = random.Random(5)
+        working = draw.sample(digests, WORKING_SET)
+        room = threading.Semaphore(2 * ROWS)
+        answers: list[Answer] = []
+        begun = time.perf_counter()
+        for n in range(REQUESTS):
+            if n % EXCHANGE_EVERY == 0:
+                working[draw.randrange(WORKING_SET)] = draw.choice(digests)
+            room.acquire()
+            answer = Answer(started=time.perf_counter())
 
-        def hear(event: Any, answer: Answer = answer) -> None:
-            answer.hear(event)
-            if answer.done.is_set():
-                room.release()
+            def hear(event: Any, answer: Answer = answer) -> None:
+                answer.hear(event)
+                if answer.done.is_set():
+                    room.release()
 
-        request = GenerationRequest(
-            request_id=str(n),
-            prompt=words(prompt(draw)),
-            sampling=Sampling(max_tokens=NEW, temperature=0.0, ignore_eos=True),
-            choose=chosen(draw.choice(working)),
-        )
-        engine.submit(request, hear)
-        answers.append(answer)
-    for answer in answers:
-        answer.done.wait()
-        if answer.failed:
-            raise SystemExit(f"a request failed: {answer.failed}")
-    taken = time.perf_counter() - begun
-    counted = engine.status()["adapters"]
-    engine.close()
+            request = GenerationRequest(
+                request_id=str(n),
+                prompt=words(prompt(draw)),
+                sampling=Sampling(max_tokens=NEW, temperature=0.0, ignore_eos=True),
+                choose=chosen(draw.choice(working)),
+            )
+            engine.submit(request, hear)
+            answers.append(answer)
+        for answer in answers:
+            answer.done.wait()
+            if answer.failed:
+                raise SystemExit(f"a request failed: {answer.failed}")
+        taken = time.perf_counter() - begun
+        counted = engine.status()["adapters"]
     settled = [a.total_s * 1e3 for a in answers[WORKING_SET * 3 :]]
     return {
         "on_disk": len(digests),
