@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the service's replica has it
+# As the service's replica has it, see deployments/app.py.
+os.environ |= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5000"}
 
 import random
 import tempfile
@@ -173,13 +174,14 @@ def thousand(store: AdapterStore, digests: list[str], base: BaseModel) -> dict[s
             if answer.failed:
                 raise SystemExit(f"a request failed: {answer.failed}")
         taken = time.perf_counter() - begun
-        counted = engine.status()["adapters"]
+        counted = {k: v for k, v in engine.status()["adapters"].items() if k != "in_slots"}
     settled = [a.total_s * 1e3 for a in answers[WORKING_SET * 3 :]]
     return {
         "on_disk": len(digests),
         "working_set": WORKING_SET,
         "resident": RESIDENT,
         "requests": REQUESTS,
+        "hit_rate": round(1 - counted["loads"] / REQUESTS, 3),
         "requests_per_s": round(REQUESTS / taken, 1),
         "latency_ms": percentiles([a.total_s * 1e3 for a in answers]),
         "latency_settled_ms": percentiles(settled),

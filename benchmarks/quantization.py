@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # as the service's replica has it
+# As the service's replica has it, see deployments/app.py.
+os.environ |= {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "5000"}
 
 import copy
 import math

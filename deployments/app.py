@@ -189,7 +189,10 @@ def _computing(num_cpus: float, num_threads: int | None = None, spin_count: int 
     threads = str(num_threads or max(1, int(num_cpus)))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     # Passive: threads that spin at barriers take the cores from those that answer users.
-    waiting = {"OMP_WAIT_POLICY": "PASSIVE"} if not spin_count else {"GOMP_SPINCOUNT": str(spin_count)}
+    waiting = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if spin_count:
+        # Active: else they sleep at once as soon as a second thread of the process has used OpenMP.
+        waiting = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": str(spin_count)}
     env_vars = dict.fromkeys(names, threads) | waiting
     return {"num_cpus": num_cpus, "runtime_env": {"env_vars": env_vars}}
 
