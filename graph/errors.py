@@ -10,7 +10,7 @@ allowed or what to do next; it is safe to show to a client.
     |  |- InvalidAdapter            files that are no LoRA adapter of the running base model
     |- NotFound                404
     |  |- UnknownUser, UnknownItem, UnknownRating, UnknownEncoder, UnknownTextModel
-    |  |- UnknownModel, UnknownAdapter
+    |  |- UnknownModel, UnknownAdapter, UnknownMemory, UnknownRelation
     |- Conflict                409
     |  |- IdempotencyConflict       the key was used with another body
     |  |- ForeignToken              a version token of another store
@@ -93,6 +93,14 @@ class UnknownModel(NotFound):
 
 class UnknownAdapter(NotFound):
     code = "unknown_adapter"
+
+
+class UnknownMemory(NotFound):
+    code = "unknown_memory"
+
+
+class UnknownRelation(NotFound):
+    code = "unknown_relation"
 
 
 class Conflict(WeftError):

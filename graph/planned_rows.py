@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from graph.schema import Item, Memory, Pointer, TextKind, TextVector, User
+from graph.schema import Item, Memory, Pointer, Relation, TargetKind, TextKind, TextVector, User
+
+RelationKey: TypeAlias = tuple[int, str, TargetKind, int]
+"""(memory row, name, kind of the target, row of the target)"""
+End: TypeAlias = tuple[TargetKind, int]
+"""A node that a relation leaves or leads to."""
 
 
 @dataclass
@@ -19,6 +25,8 @@ class PlannedRows:
     ratings: dict[tuple[int, int], tuple[float, int, int]] = field(
         default_factory=dict
     )  # value, time, version
+    relations: dict[RelationKey, Relation] = field(default_factory=dict)
+    relations_at: dict[End, set[RelationKey]] = field(default_factory=dict)  # those above, by either end
     text_vectors: dict[tuple[TextKind, int, str], TextVector] = field(default_factory=dict)
     text_counts: Counter[str] = field(default_factory=Counter)  # by model: live vectors more than before
     text_bytes: dict[str, int] = field(default_factory=dict)  # by model: length of a vector
@@ -32,7 +40,15 @@ class PlannedRows:
 
     def __len__(self) -> int:
         nodes = len(self.users) + len(self.items) + len(self.memories)
-        return nodes + len(self.pointers) + len(self.ratings) + len(self.text_vectors)
+        edges = len(self.ratings) + len(self.relations)
+        return nodes + edges + len(self.pointers) + len(self.text_vectors)
+
+    def put_relation(self, relation: Relation) -> None:
+        """Set the state of one relation, a tombstone too."""
+        key = relation_key(relation)
+        self.relations[key] = relation
+        for end in (("memory", key[0]), key[2:]):
+            self.relations_at.setdefault(end, set()).add(key)
 
     def update(self, other: PlannedRows) -> None:
         """Take over what was planned on top of this."""
@@ -50,5 +66,11 @@ class PlannedRows:
             "memory_ids",
         ):
             getattr(self, name).update(getattr(other, name))
+        for relation in other.relations.values():
+            self.put_relation(relation)
         self.pointer_writes += other.pointer_writes
         self.next_user, self.next_item, self.next_memory = other.next_user, other.next_item, other.next_memory
+
+
+def relation_key(relation: Relation) -> RelationKey:
+    return relation.memory_row, relation.name, relation.target_kind, relation.target_row

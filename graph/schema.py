@@ -21,10 +21,14 @@ import numpy.typing as npt
 
 from graph.errors import ForeignToken, InvalidInput
 
-Kind: TypeAlias = Literal["user", "item", "rating", "memory", "pointer", "text_vector"]
-ALL_KINDS: frozenset[Kind] = frozenset(("user", "item", "rating", "memory", "pointer", "text_vector"))
+Kind: TypeAlias = Literal["user", "item", "rating", "memory", "relation", "pointer", "text_vector"]
+ALL_KINDS: frozenset[Kind] = frozenset(
+    ("user", "item", "rating", "memory", "relation", "pointer", "text_vector")
+)
 TextKind: TypeAlias = Literal["item", "memory"]
 """Nodes that have a text, hence a vector of it."""
+TargetKind: TypeAlias = Literal["item", "memory"]
+"""What a memory may be related to."""
 
 AttributeValue: TypeAlias = str | int | float | bool | list[str]
 Attributes: TypeAlias = Mapping[str, AttributeValue]
@@ -38,6 +42,10 @@ MAX_TEXT_CHARS = 20_000
 MAX_TAGS = 64
 MAX_TAG_CHARS = 64
 MAX_ATTRIBUTES = 64
+MAX_SOURCE_CHARS = 200
+MAX_RELATION_CHARS = 64
+MAX_UNIX_S = 253_402_300_799
+"""The last second of the year 9999."""
 MAX_ROWS_PER_WRITE = 5_000
 """Rows that one write request, hence one version, may carry."""
 
@@ -133,6 +141,29 @@ class Memory:
     text: str
     version: int
     deleted: bool = False
+    valid_at: int | None = None  # Unix seconds from which on it holds; None: always did
+    invalid_at: int | None = None  # Unix seconds from which on it no longer holds; None: still does
+    source: str = ""  # where it comes from, in the client's words: "chat", "survey 2026"
+
+    def holds_at(self, now: int) -> bool:
+        """Whether the fact is valid at `now`, in Unix seconds."""
+        begun = self.valid_at is None or self.valid_at <= now
+        return begun and (self.invalid_at is None or now < self.invalid_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """An edge from a memory to an item or to another memory of the same user; private like its memory.
+
+    At most one per (memory_row, name, target_kind, target_row).
+    """
+
+    memory_row: int
+    name: str  # a label: "about", "contradicts"
+    target_kind: TargetKind
+    target_row: int
+    version: int
+    deleted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +228,7 @@ class ChangeSet:
     pointers: Sequence[Pointer] = ()
     ratings: RatingArray = field(default_factory=no_ratings)
     text_vectors: Sequence[TextVector] = ()
+    relations: Sequence[Relation] = ()
 
     def only(self, kinds: frozenset[Kind]) -> ChangeSet:
         """The same span of versions with the changes of `kinds` alone."""
@@ -211,6 +243,7 @@ class ChangeSet:
             self.pointers if "pointer" in kinds else (),
             self.ratings if "rating" in kinds else no_ratings(),
             self.text_vectors if "text_vector" in kinds else (),
+            self.relations if "relation" in kinds else (),
         )
 
     @classmethod
@@ -225,11 +258,13 @@ class ChangeSet:
             [q for p in pages for q in p.pointers],
             np.concatenate([p.ratings for p in pages]),
             [v for p in pages for v in p.text_vectors],
+            [r for p in pages for r in p.relations],
         )
 
     def __len__(self) -> int:
         nodes = len(self.users) + len(self.items) + len(self.memories)
-        return nodes + len(self.pointers) + len(self.ratings) + len(self.text_vectors)
+        edges = len(self.ratings) + len(self.relations)
+        return nodes + edges + len(self.pointers) + len(self.text_vectors)
 
 
 # ---------------------------------------------------------------------------------------- write operations
@@ -289,16 +324,48 @@ class DeleteRating:
 
 @dataclass(frozen=True, slots=True)
 class PutMemory:
-    """Write a fact of a user's own; `memory_id` is unique within the store."""
+    """Write a fact of a user's own, or replace it; `memory_id` is unique within the store.
+
+    An unknown user is created. Times are Unix seconds, see `Memory`.
+    """
 
     memory_id: str
     user_id: str
     text: str
+    valid_at: int | None = None
+    invalid_at: int | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteMemory:
+    """Remove a memory with its relations, those that lead to it included.
+
+    With `user_id`, one of that user's: another user's counts as unknown.
+    """
+
     memory_id: str
+    user_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PutRelation:
+    """Relate a user's memory to an item, or to another memory of that user."""
+
+    user_id: str
+    memory_id: str
+    name: str
+    target_kind: TargetKind
+    target_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRelation:
+    user_id: str
+    memory_id: str
+    name: str
+    target_kind: TargetKind
+    target_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,6 +410,8 @@ Operation: TypeAlias = (
     | DeleteRating
     | PutMemory
     | DeleteMemory
+    | PutRelation
+    | DeleteRelation
     | PutPointer
     | PutTextVector
     | DeleteTextVector

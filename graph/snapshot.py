@@ -15,26 +15,31 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from graph.errors import Corrupt
-from graph.schema import Item, Memory, Pointer, User
+from graph.schema import Item, Memory, Pointer, Relation, User
 from graph.text_vectors import TextVectorArrays
-from graph.view import GraphView, ViewContents
+from graph.view import GraphView
+from graph.view_contents import ViewContents
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
-"""2: text vectors. A snapshot of format 1 is read as one without any."""
-_RECORDS: dict[str, type[User] | type[Item] | type[Memory] | type[Pointer]] = {
+FORMAT = 3
+"""2: text vectors. 3: relations; validity and source of memories. Older ones are read as without any."""
+_Record: TypeAlias = User | Item | Memory | Relation | Pointer
+_RECORDS: dict[str, type[_Record]] = {
     "users": User,
     "items": Item,
     "memories": Memory,
+    "relations": Relation,
     "pointers": Pointer,
 }
+_SINCE = {"relations": 3}
+"""The format that brought a kind of records, where it was not the first."""
 _TEXT_VECTOR_ARRAYS = ("rows", "vectors", "digests")
 
 
@@ -67,6 +72,7 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
         ("users", contents.users),
         ("items", contents.items),
         ("memories", contents.memories),
+        ("relations", contents.relations),
         ("pointers", contents.pointers),
     ):
         _write_records(scratch / f"{name}.jsonl", records)
@@ -93,7 +99,7 @@ def read_snapshot(path: Path) -> GraphView:
     """The view of one snapshot folder; its rating arrays are mapped copy-on-write. Raises Corrupt."""
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] not in (1, FORMAT):
+        if manifest["format"] not in range(1, FORMAT + 1):
             raise Corrupt(
                 f"snapshot {path} has format {manifest['format']}, this version reads 1 to {FORMAT}"
             )
@@ -102,7 +108,11 @@ def read_snapshot(path: Path) -> GraphView:
         for name, digest in manifest["sha256"].items():
             if _digest(path / name) != digest:
                 raise Corrupt(f"snapshot {path}: {name} does not match its checksum")
-        records = {name: list(_read_records(path / f"{name}.jsonl", kind)) for name, kind in _RECORDS.items()}
+        records = {
+            name: list(_read_records(path / f"{name}.jsonl", kind))
+            for name, kind in _RECORDS.items()
+            if manifest["format"] >= _SINCE.get(name, 1)
+        }
         contents = ViewContents(
             store_id=manifest["store_id"],
             version=manifest["version"],
@@ -166,7 +176,7 @@ def _save(path: Path, array: npt.NDArray[Any]) -> None:
     np.save(path, array, allow_pickle=False)
 
 
-def _write_records(path: Path, records: Iterable[User | Item | Memory | Pointer]) -> None:
+def _write_records(path: Path, records: Iterable[_Record]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")

@@ -34,6 +34,7 @@ from sqlalchemy.exc import DatabaseError
 
 from graph import tables
 from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
+from graph.migration import bring_up_to_date
 from graph.schema import (
     ALL_KINDS,
     RATING_DTYPE,
@@ -44,6 +45,7 @@ from graph.schema import (
     Memory,
     Pointer,
     RatingArray,
+    Relation,
     TextVector,
     User,
 )
@@ -158,6 +160,7 @@ class GraphStore:
             self._upsert(connection, tables.users, [_values(u) for u in changes.users])
             self._upsert(connection, tables.items, [_values(i) for i in changes.items])
             self._upsert(connection, tables.memories, [_values(m) for m in changes.memories])
+            self._upsert(connection, tables.relations, [_values(r) for r in changes.relations])
             self._upsert(connection, tables.pointers, [_values(p) for p in changes.pointers])
             self._upsert(connection, tables.ratings, _rating_values(changes.ratings))
             self._upsert(connection, tables.text_vectors, [_values(v) for v in changes.text_vectors])
@@ -202,6 +205,7 @@ class GraphStore:
                 tables.items,
                 tables.ratings,
                 tables.memories,
+                tables.relations,
                 tables.text_vectors,
                 tables.pointers,
             ):
@@ -267,6 +271,9 @@ class GraphStore:
             if "memory" in kinds:
                 for rows in self._rows_since(connection, tables.memories, version, page_rows):
                     yield ChangeSet(*span, memories=[Memory(*r) for r in rows])
+            if "relation" in kinds:
+                for rows in self._rows_since(connection, tables.relations, version, page_rows):
+                    yield ChangeSet(*span, relations=[Relation(*r) for r in rows])
             if "text_vector" in kinds:
                 for rows in self._rows_since(connection, tables.text_vectors, version, page_rows):
                     yield ChangeSet(*span, text_vectors=[TextVector(*r) for r in rows])
@@ -283,14 +290,13 @@ class GraphStore:
             tables.metadata.create_all(connection)
             found = connection.execute(select(tables.meta.c.store_id, tables.meta.c.schema_version)).first()
             if found is not None:
-                if found.schema_version == 1:
-                    # All that version 2 brought is a table, which create_all has just made.
-                    connection.execute(update(tables.meta).values(schema_version=tables.SCHEMA_VERSION))
-                elif found.schema_version != tables.SCHEMA_VERSION:
+                if found.schema_version not in range(1, tables.SCHEMA_VERSION + 1):
                     raise Corrupt(
                         f"{self.location} has schema {found.schema_version}, this version reads "
                         f"{tables.SCHEMA_VERSION}: use the Weft version that wrote it"
                     )
+                if found.schema_version < tables.SCHEMA_VERSION:
+                    bring_up_to_date(connection)
                 return str(found.store_id)
             store_id = uuid.uuid4().hex[:12]
             connection.execute(
@@ -372,7 +378,7 @@ def _item(row: Any) -> Item:
     return Item(row_number, item_id, title, tuple(tags), year, text, version, deleted)
 
 
-def _values(record: User | Item | Memory | Pointer | TextVector) -> dict[str, object]:
+def _values(record: User | Item | Memory | Relation | Pointer | TextVector) -> dict[str, object]:
     """A record as its table's columns, which have its fields' names."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 

@@ -17,8 +17,8 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 2
-"""2: text_vectors."""
+SCHEMA_VERSION = 3
+"""2: text_vectors. 3: relations; validity and source of memories."""
 
 metadata = MetaData()
 
@@ -86,8 +86,24 @@ memories = Table(
     Column("text", Text, nullable=False),
     Column("version", BigInteger, nullable=False),
     Column("deleted", Boolean, nullable=False),
+    Column("valid_at", BigInteger),  # Unix seconds; null: always did
+    Column("invalid_at", BigInteger),  # Unix seconds; null: still does
+    Column("source", Text, nullable=False, server_default=""),
     Index("memories_by_version", "version"),
     Index("memories_by_user", "user_row"),
+)
+
+relations = Table(
+    "relations",
+    metadata,
+    Column("memory_row", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String(64), primary_key=True),
+    Column("target_kind", String(16), primary_key=True),
+    Column("target_row", BigInteger, primary_key=True, autoincrement=False),
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("relations_by_version", "version"),
+    sqlite_with_rowid=False,  # as for ratings
 )
 
 text_vectors = Table(

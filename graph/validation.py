@@ -12,13 +12,18 @@ from graph.schema import (
     ID_RULE,
     LABEL_RULE,
     MAX_ATTRIBUTES,
+    MAX_RELATION_CHARS,
+    MAX_SOURCE_CHARS,
     MAX_TAG_CHARS,
     MAX_TAGS,
     MAX_TEXT_CHARS,
     MAX_TITLE_CHARS,
+    MAX_UNIX_S,
     TEXT_RULE,
     Attributes,
     PutItem,
+    PutMemory,
+    PutRelation,
     PutTextVector,
     is_id,
     is_label,
@@ -62,6 +67,38 @@ def check_text(text: str, param: str) -> None:
         raise InvalidInput(
             f"{param} of {len(text)} characters: a text has at most {MAX_TEXT_CHARS} and {TEXT_RULE}",
             param=param,
+        )
+
+
+def check_memory(memory: PutMemory) -> None:
+    """Raise InvalidInput for what cannot be a memory."""
+    checked_id(memory.memory_id, "memory_id")
+    if not memory.text:
+        raise InvalidInput(f"a memory has a text of 1 to {MAX_TEXT_CHARS} characters", param="text")
+    check_text(memory.text, "text")
+    for name, time in (("valid_at", memory.valid_at), ("invalid_at", memory.invalid_at)):
+        if time is not None and not 0 <= time <= MAX_UNIX_S:
+            raise InvalidInput(f"{name} {time!r}: Unix seconds from 0 to {MAX_UNIX_S}", param=name)
+    begin, end = memory.valid_at, memory.invalid_at
+    if begin is not None and end is not None and end <= begin:
+        raise InvalidInput(
+            f"invalid_at {end} is not after valid_at {begin}: the memory would never hold", param="invalid_at"
+        )
+    if memory.source and not is_label(memory.source, MAX_SOURCE_CHARS):
+        raise InvalidInput(
+            f"source {memory.source[:80]!r}: a source has at most {MAX_SOURCE_CHARS} characters and "
+            f"{LABEL_RULE}",
+            param="source",
+        )
+
+
+def check_relation(relation: PutRelation) -> None:
+    """Raise InvalidInput for a name that no relation may have."""
+    if not is_label(relation.name, MAX_RELATION_CHARS):
+        raise InvalidInput(
+            f"name {relation.name[:80]!r}: the name of a relation has 1 to {MAX_RELATION_CHARS} characters "
+            f"and {LABEL_RULE}",
+            param="name",
         )
 
 

@@ -1,4 +1,4 @@
-"""The graph in memory: ids <-> rows, node records, both directions of the ratings and text vectors.
+"""The graph in memory: ids <-> rows, node records, both directions of ratings and relations, text vectors.
 
 A view is brought forward by `apply(ChangeSet)` alone. It is not thread-safe: whoever owns it serialises
 writes against reads.
@@ -6,9 +6,8 @@ writes against reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +17,10 @@ from graph.delta import Delta
 from graph.errors import UnknownItem, UnknownUser
 from graph.node_text import DIGEST_BYTES, item_text, memory_text, text_digest
 from graph.rating_changes import apply_ratings
-from graph.schema import ChangeSet, Item, Memory, Pointer, TextKind, User
-from graph.text_vectors import TextVectorArrays, TextVectors, TextVectorTable
+from graph.relation_index import RelationIndex
+from graph.schema import ChangeSet, Item, Memory, Pointer, Relation, TargetKind, TextKind, User
+from graph.text_vectors import TextVectors, TextVectorTable
+from graph.view_contents import ViewContents
 
 Float32 = npt.NDArray[np.float32]
 
@@ -47,29 +48,8 @@ class Edges(NamedTuple):
     values: Float32  # [e]
 
 
-Side: TypeAlias = tuple[Int64, Int32, dict[str, npt.NDArray[np.generic]]]
-"""One direction of the ratings in CSR form: indptr [rows + 1], keys [edges], columns [edges]."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ViewContents:
-    """A whole view as plain data that shares nothing with it."""
-
-    store_id: str
-    version: int
-    user_rows: int
-    item_rows: int
-    users: list[User]
-    items: list[Item]
-    memories: list[Memory]
-    pointers: list[Pointer]
-    by_user: Side
-    by_item: Side
-    text_vectors: list[TextVectorArrays] = field(default_factory=list)
-
-
 class GraphView:
-    """Users, items, ratings, memories, pointers and text vectors of one store, at one version.
+    """Users, items, ratings, memories, relations, pointers and text vectors of one store, at one version.
 
     Arrays indexed by row have room for every row ever given out; rows of deleted nodes stay, without edges.
     """
@@ -84,13 +64,14 @@ class GraphView:
         self._memories: dict[int, Memory] = {}
         self._memory_rows: dict[str, int] = {}
         self._memories_of: dict[int, set[int]] = {}
+        self._relations = RelationIndex()
         self._pointers: dict[tuple[str, str], Pointer] = {}
         self._by_user = Adjacency({"value": np.float32, "timestamp": np.uint32})
         self._by_item = Adjacency({"value": np.float32})
         self._text_vectors = TextVectors()
 
     def contents(self) -> ViewContents:
-        """Everything in the view, copied. O(nodes + ratings + text vectors)."""
+        """Everything in the view, copied. O(nodes + edges + text vectors)."""
         return ViewContents(
             self.store_id,
             self.version,
@@ -103,6 +84,7 @@ class GraphView:
             self._by_user.csr(),
             self._by_item.csr(),
             self._text_vectors.contents(),
+            list(self.relations()),
         )
 
     @classmethod
@@ -111,17 +93,15 @@ class GraphView:
         self = cls(contents.store_id)
         self._reserve_users(contents.user_rows)
         self._reserve_items(contents.item_rows)
-        nodes = ChangeSet(
-            0, contents.version, contents.users, contents.items, contents.memories, contents.pointers
-        )
-        self.apply(nodes)
+        records = contents.users, contents.items, contents.memories, contents.pointers
+        self.apply(ChangeSet(0, contents.version, *records, relations=contents.relations))
         self._by_user = Adjacency.from_csr(*contents.by_user)
         self._by_item = Adjacency.from_csr(*contents.by_item)
         self._text_vectors = TextVectors(contents.text_vectors)
         return self
 
     def copy(self) -> GraphView:
-        """An independent view in the same state. O(nodes + ratings + text vectors)."""
+        """An independent view in the same state. O(nodes + edges + text vectors)."""
         return GraphView.from_contents(self.contents())
 
     # --------------------------------------------------------------------------------------------- nodes
@@ -193,6 +173,7 @@ class GraphView:
         return (i for i in self._items if i is not None)
 
     def memories(self) -> Iterator[Memory]:
+        """Live memories of all users, in no order."""
         return iter(self._memories.values())
 
     def find_memory(self, memory_id: str) -> Memory | None:
@@ -206,6 +187,33 @@ class GraphView:
     def memories_of(self, user_row: int) -> list[Memory]:
         """A user's own memories, oldest first."""
         return [self._memories[row] for row in sorted(self._memories_of.get(user_row, ()))]
+
+    def num_memories_of(self, user_row: int) -> int:
+        """How many memories a user has. O(1)."""
+        return len(self._memories_of.get(user_row, ()))
+
+    @property
+    def num_relations(self) -> int:
+        return len(self._relations)
+
+    def relations(self) -> Iterator[Relation]:
+        """Relations of all users' memories, in no order."""
+        return iter(self._relations)
+
+    def relation(self, memory_row: int, name: str, kind: TargetKind, row: int) -> Relation | None:
+        """One live relation. O(log d) for d relations of the memory."""
+        return self._relations.find(memory_row, name, kind, row)
+
+    def relations_of(self, memory_row: int) -> Sequence[Relation]:
+        """Relations that leave a memory, by name, kind and row of the target. O(1)."""
+        return self._relations.of(memory_row)
+
+    def relations_to(self, kind: TargetKind, row: int) -> Sequence[Relation]:
+        """Relations that lead to a node, by memory row and name; those to an item are of all users' memories.
+
+        O(k log k) for k relations.
+        """
+        return self._relations.to(kind, row)
 
     def pointer(self, scope: str, name: str) -> Pointer | None:
         return self._pointers.get((scope, name))
@@ -312,8 +320,8 @@ class GraphView:
         users = [self._put_user(u) for u in changes.users if not u.deleted]
         items = [self._put_item(i) for i in changes.items if not i.deleted]
         ratings = apply_ratings(self._by_user, self._by_item, changes.ratings)
-        for memory in changes.memories:
-            self._apply_memory(memory)
+        memories = [(self._apply_memory(memory), memory) for memory in changes.memories]
+        relations = self._relations.apply(changes.relations)
         # Nodes go last: their ratings' tombstones, applied above, may need the rows.
         users += [self._drop_user(u) for u in changes.users if u.deleted]
         items += [self._drop_item(i) for i in changes.items if i.deleted]
@@ -324,7 +332,15 @@ class GraphView:
                 self._pointers[pointer.scope, pointer.name] = pointer
         self._text_vectors.apply(changes.text_vectors)
         delta = Delta(
-            self.version, changes.to_version, ratings, users, items, changes.pointers, changes.text_vectors
+            self.version,
+            changes.to_version,
+            ratings,
+            users,
+            items,
+            changes.pointers,
+            changes.text_vectors,
+            memories,
+            relations,
         )
         self.version = max(self.version, changes.to_version)
         return delta
@@ -356,16 +372,21 @@ class GraphView:
             del self._item_rows[item.item_id]
         return before, item
 
-    def _apply_memory(self, memory: Memory) -> None:
+    def _apply_memory(self, memory: Memory) -> Memory | None:
+        before = self._memories.get(memory.row)
+        own = self._memories_of.setdefault(memory.user_row, set())
         if memory.deleted:
             self._memories.pop(memory.row, None)
-            self._memories_of.get(memory.user_row, set()).discard(memory.row)
+            own.discard(memory.row)
             if self._memory_rows.get(memory.memory_id) == memory.row:
                 del self._memory_rows[memory.memory_id]
         else:
             self._memories[memory.row] = memory
             self._memory_rows[memory.memory_id] = memory.row
-            self._memories_of.setdefault(memory.user_row, set()).add(memory.row)
+            own.add(memory.row)
+        if not own:
+            del self._memories_of[memory.user_row]
+        return before
 
     def _reserve_users(self, count: int) -> None:
         self._users.extend([None] * (count - len(self._users)))

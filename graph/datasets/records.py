@@ -17,6 +17,7 @@ from graph.schema import (
     PutItem,
     PutMemory,
     PutRating,
+    PutRelation,
     PutUser,
     WriteRequest,
     WriteResult,
@@ -73,18 +74,24 @@ class Records:
     ratings: RatingColumns
     memories: Sequence[PutMemory] = ()
     rows_read: int = 0  # rows of the source files, rejected ones included
+    relations: Sequence[PutRelation] = ()
 
     def __len__(self) -> int:
         """Operations in all batches together."""
-        return len(self.items) + len(self.users) + len(self.ratings) + len(self.memories)
+        nodes = len(self.items) + len(self.users) + len(self.memories)
+        return nodes + len(self.ratings) + len(self.relations)
 
     def batches(self, size: int = MAX_ROWS_PER_WRITE) -> Iterator[tuple[Operation, ...]]:
-        """Operations, at most `size` at a time: items, users, ratings, memories. The same at every call."""
+        """Operations of one kind, at most `size` at a time; the same at every call.
+
+        In the order of what needs what: items, users, ratings, memories, relations.
+        """
         yield from _cut(self.items, size)
         yield from _cut(self.users, size)
         for start in range(0, len(self.ratings), size):
             yield self.ratings.operations(start, start + size)
         yield from _cut(self.memories, size)
+        yield from _cut(self.relations, size)
 
 
 class Dataset(Protocol):
@@ -114,6 +121,7 @@ class ImportSummary:
     users: int  # with attributes of their own
     ratings: int
     memories: int
+    relations: int
     changed: int  # rows of the store that differ from before
     unchanged: int  # operations that found the store as they would have left it
     version: int | None  # of the last write; None when there was nothing to write
@@ -156,6 +164,7 @@ def run_import(
         users=len(records.users),
         ratings=len(records.ratings),
         memories=len(records.memories),
+        relations=len(records.relations),
         changed=changed,
         unchanged=unchanged,
         version=version,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from graph.schema import (
     DeleteItem,
     DeleteMemory,
     DeleteRating,
+    DeleteRelation,
     DeleteTextVector,
     DeleteUser,
     Item,
@@ -24,8 +25,11 @@ from graph.schema import (
     PutMemory,
     PutPointer,
     PutRating,
+    PutRelation,
     PutTextVector,
     PutUser,
+    Relation,
+    TargetKind,
     TextKind,
     WriteRequest,
     WriteResult,
@@ -34,13 +38,19 @@ from graph.store import GraphStore
 from graph.view import GraphView
 from graph.writer import GraphWriter
 
+MemoryFacts: TypeAlias = tuple[str, str, int | None, int | None, str]
+"""(user id, text, valid at, invalid at, source)"""
+RelationIds: TypeAlias = tuple[str, str, TargetKind, str]
+"""(memory id, name, kind of the target, id of the target)"""
+
 
 @dataclass
 class PlainModel:
     users: dict[str, dict[str, Any]] = field(default_factory=dict)
     items: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     ratings: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
-    memories: dict[str, tuple[str, str]] = field(default_factory=dict)
+    memories: dict[str, MemoryFacts] = field(default_factory=dict)
+    relations: dict[RelationIds, bool] = field(default_factory=dict)  # a set, in a form that copies
     pointers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     rows: dict[tuple[TextKind, str], int] = field(default_factory=dict)
     text_vectors: dict[tuple[TextKind, str, str], tuple[str, bytes]] = field(default_factory=dict)
@@ -65,6 +75,19 @@ class PlainModel:
     def _forget(self, kind: TextKind, node_id: str) -> None:
         self.rows.pop((kind, node_id), None)
         self.text_vectors = {k: v for k, v in self.text_vectors.items() if k[:2] != (kind, node_id)}
+        node = (kind, node_id)
+        self.relations = {r: True for r in self.relations if node not in (("memory", r[0]), r[2:])}
+
+    def _owns(self, user_id: str, memory_id: str) -> bool:
+        return memory_id in self.memories and self.memories[memory_id][0] == user_id
+
+    def _has_ends(self, operation: PutRelation | DeleteRelation) -> bool:
+        """Whether the memory is the user's and may lead to the target."""
+        if operation.target_kind == "item":
+            reachable = operation.target_id in self.items
+        else:
+            reachable = self._owns(operation.user_id, operation.target_id)
+        return reachable and self._owns(operation.user_id, operation.memory_id)
 
     def write(self, operations: Sequence[Operation]) -> bool:
         """Do all or nothing; whether they were acceptable."""
@@ -88,11 +111,22 @@ class PlainModel:
                 before = self.ratings.get((user_id, item_id))
                 known = 0 if before is None else before[1]
                 self.ratings[user_id, item_id] = (value, timestamp or known)
-            case PutMemory(memory_id, user_id, text):
-                if user_id not in self.users or self.memories.get(memory_id, (user_id,))[0] != user_id:
+            case PutMemory(memory_id, user_id, text, valid_at, invalid_at, source):
+                if memory_id in self.memories and not self._owns(user_id, memory_id):
                     return False
-                self.memories[memory_id] = (user_id, text)
+                if valid_at is not None and invalid_at is not None and invalid_at <= valid_at:
+                    return False
+                self.users.setdefault(user_id, {})
+                self.memories[memory_id] = (user_id, text, valid_at, invalid_at, source)
                 self._create("memory", memory_id)
+            case PutRelation(_, memory_id, name, kind, target_id):
+                if not self._has_ends(operation) or (kind, target_id) == ("memory", memory_id):
+                    return False
+                self.relations[memory_id, name, kind, target_id] = True
+            case DeleteRelation(_, memory_id, name, kind, target_id):
+                if not self._has_ends(operation):
+                    return False
+                return self.relations.pop((memory_id, name, kind, target_id), False)
             case PutPointer(scope, name, value):
                 self.pointers[scope, name] = dict(value)
             case DeleteUser(user_id):
@@ -117,7 +151,9 @@ class PlainModel:
                 gone = [key for key, found in self.rows.items() if (key[0], found) == (kind, row)]
                 for _, node_id in gone:
                     self.text_vectors.pop((kind, node_id, model), None)
-            case DeleteMemory(memory_id):
+            case DeleteMemory(memory_id, owner):
+                if owner is not None and not self._owns(owner, memory_id):
+                    return False
                 self._forget("memory", memory_id)
                 return self.memories.pop(memory_id, None) is not None
         return True
@@ -139,10 +175,16 @@ def model_of(view: GraphView) -> PlainModel:
     }
     assert raters == {pair: value for pair, (value, _) in ratings.items()}
     assert view.num_ratings == len(ratings)
-    memories = {m.memory_id: (user_ids[m.user_row], m.text) for m in view.memories()}
+    memories = {
+        m.memory_id: (user_ids[m.user_row], m.text, m.valid_at, m.invalid_at, m.source)
+        for m in view.memories()
+    }
     for row, user_id in user_ids.items():
-        own = {m.memory_id for m in view.memories_of(row)}
-        assert own == {m for m, (owner, _) in memories.items() if owner == user_id}
+        own = view.memories_of(row)
+        assert {m.memory_id for m in own} == {m for m, facts in memories.items() if facts[0] == user_id}
+        assert [m.row for m in own] == sorted(m.row for m in own)
+        assert view.num_memories_of(row) == len(own)
+    assert sum(view.num_memories_of(row) for row in range(view.num_user_rows)) == len(memories)
     for user_id in user_ids.values():
         assert view.user(user_id).user_id == user_id
     assert (view.num_users, view.num_items) == (len(user_ids), len(item_ids))
@@ -153,10 +195,37 @@ def model_of(view: GraphView) -> PlainModel:
         {i.item_id: (i.title, i.tags, i.year, i.text) for i in view.items()},
         ratings,
         memories,
+        _relations(view, rows),
         {(p.scope, p.name): dict(p.value) for p in view.pointers()},
         rows,
         _text_vectors(view, rows),
     )
+
+
+def _relations(view: GraphView, rows: dict[tuple[TextKind, str], int]) -> dict[RelationIds, bool]:
+    """Every relation by ids, what is found from either end checked against the whole."""
+    ids = {(kind, row): node_id for (kind, node_id), row in rows.items()}
+    found = {}
+    for relation in view.relations():
+        name, target = relation.name, (relation.target_kind, relation.target_row)
+        found[ids["memory", relation.memory_row], name, target[0], ids[target]] = True
+        assert relation in view.relations_of(relation.memory_row)
+        assert relation in view.relations_to(*target)
+        assert view.relation(relation.memory_row, name, *target) is relation
+    assert view.num_relations == len(found)
+    for kind, row in ids:
+        leading = view.relations_to(kind, row)
+        assert list(leading) == sorted(leading, key=lambda r: (r.memory_row, r.name))
+        assert all((r.target_kind, r.target_row) == (kind, row) for r in leading)
+    assert sum(len(view.relations_to(kind, row)) for kind, row in ids) == len(found)
+    leaving = [list(view.relations_of(row)) for kind, row in ids if kind == "memory"]
+    assert all(own == sorted(own, key=relation_order) for own in leaving)
+    assert sum(map(len, leaving)) == len(found)
+    return found
+
+
+def relation_order(relation: Relation) -> tuple[int, str, str, int]:
+    return relation.memory_row, relation.name, relation.target_kind, relation.target_row
 
 
 def _text_vectors(
@@ -188,6 +257,7 @@ def assert_same_view(view: GraphView, other: GraphView) -> None:
     assert list(view.users()) == list(other.users())
     assert list(view.items()) == list(other.items())
     assert sorted(view.memories(), key=lambda m: m.row) == sorted(other.memories(), key=lambda m: m.row)
+    assert sorted(view.relations(), key=relation_order) == sorted(other.relations(), key=relation_order)
     assert {(p.scope, p.name): p for p in view.pointers()} == {(p.scope, p.name): p for p in other.pointers()}
     assert model_of(view) == model_of(other)
 

@@ -24,6 +24,7 @@ from graph.schema import (
     DeleteItem,
     DeleteMemory,
     DeleteRating,
+    DeleteRelation,
     DeleteTextVector,
     DeleteUser,
     Operation,
@@ -31,6 +32,7 @@ from graph.schema import (
     PutMemory,
     PutPointer,
     PutRating,
+    PutRelation,
     PutTextVector,
     PutUser,
     TextKind,
@@ -52,6 +54,17 @@ VECTORS = st.sampled_from(
     [np.array(v, "<f2").tobytes() for v in ([1, 0], [0, 1], [0.5, -2], [1, 1], [1, 2, 3])]
 )
 RATINGS = st.builds(PutRating, USERS, ITEMS, VALUES, st.integers(0, 3))
+TIMES = st.sampled_from([None, 5, 9])
+NAMES = st.sampled_from(["about", "since"])
+TARGETS = st.tuples(st.just("item"), ITEMS) | st.tuples(st.just("memory"), MEMORIES)
+
+
+def relations(kind: type[PutRelation] | type[DeleteRelation]) -> st.SearchStrategy[Operation]:
+    return st.builds(
+        lambda user, memory, name, target: kind(user, memory, name, *target), USERS, MEMORIES, NAMES, TARGETS
+    )
+
+
 OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     RATINGS,
     RATINGS,
@@ -60,8 +73,11 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
     st.builds(DeleteRating, USERS, ITEMS),
     st.builds(DeleteUser, USERS),
     st.builds(DeleteItem, ITEMS),
-    st.builds(PutMemory, MEMORIES, USERS, st.sampled_from("pq")),
-    st.builds(DeleteMemory, MEMORIES),
+    st.builds(PutMemory, MEMORIES, USERS, st.sampled_from("pq"), TIMES, TIMES, st.sampled_from(["", "chat"])),
+    st.builds(DeleteMemory, MEMORIES, st.none() | USERS),
+    relations(PutRelation),
+    relations(PutRelation),
+    relations(DeleteRelation),
     st.builds(
         PutPointer, st.just("encoder"), st.sampled_from(["active", "candidate"]), st.just({"digest": 1})
     ),
@@ -83,7 +99,11 @@ CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
     lambda rating, vector, last: [
         PutItem(rating.item_id, "A"),
         rating,
+        PutMemory("m8", rating.user_id, "q"),
         PutMemory("m9", rating.user_id, "p"),
+        PutRelation(rating.user_id, "m9", "about", "item", rating.item_id),
+        PutRelation(rating.user_id, "m9", "after", "memory", "m8"),
+        PutRelation(rating.user_id, "m8", "before", "memory", "m9"),
         PutTextVector("item", rating.item_id, "t-1", text_digest("A."), vector),
         PutTextVector("memory", "m9", "t-1", text_digest("p"), vector),
         *last(rating),
@@ -98,6 +118,9 @@ CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
             lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "B"), rating],
             lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "A")],
             lambda rating: [PutItem(rating.item_id, "B")],
+            lambda rating: [DeleteMemory("m8", rating.user_id)],
+            lambda rating: [DeleteMemory("m9"), PutMemory("m9", rating.user_id, "p")],
+            lambda rating: [DeleteRelation(rating.user_id, "m9", "about", "item", rating.item_id)],
         ]
     ),
 )

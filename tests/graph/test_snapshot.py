@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from graph.schema import (
     RATING_DTYPE,
     ChangeSet,
     DeleteItem,
+    DeleteMemory,
     DeleteTextVector,
     DeleteUser,
     Item,
@@ -27,6 +29,7 @@ from graph.schema import (
     PutMemory,
     PutPointer,
     PutRating,
+    PutRelation,
     PutTextVector,
     PutUser,
     TextVector,
@@ -61,6 +64,15 @@ def view(store: GraphStore) -> GraphView:
             writer, PutRating(f"u{user}", f"i{item}", float(rng.integers(1, 11)) / 2, int(rng.integers(99)))
         )
     write(writer, PutMemory("m", "u1", "likes\nnew lines"), PutPointer("encoder", "active", {"digest": "d"}))
+    write(writer, *(PutMemory(f"m{n}", "u1", f"fact {n}", 5, 9 + n, "a \u2603") for n in range(4)))
+    write(
+        writer,
+        PutRelation("u1", "m0", "about \u2603", "item", "i2"),
+        PutRelation("u1", "m0", "about \u2603", "item", "i8"),
+        PutRelation("u1", "m1", "follows", "memory", "m"),
+        PutRelation("u1", "m2", "follows", "memory", "m3"),
+        DeleteMemory("m3"),
+    )
     text_vectors = [
         PutTextVector("item", item.item_id, model, text_digest(item_text(item)), embedding(rng, dim))
         for model, dim in (("t-1", 3), ("t-2", 5))
@@ -120,24 +132,36 @@ def test_a_mapped_view_changes_without_touching_its_files(
     assert_same_view(read_snapshot(folder), view)
 
 
-def as_format_1(folder: Path) -> None:
-    """Turn a snapshot into what the version before text vectors wrote of the same graph."""
+def as_format(folder: Path, number: int) -> None:
+    """Turn a snapshot into what an older version wrote of the same graph."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    del manifest["text_vectors"]
-    manifest["format"] = 1
-    for path in folder.glob("text_vectors.*"):
+    manifest["format"] = number
+    gone = [folder / "relations.jsonl"]
+    if number == 1:
+        del manifest["text_vectors"]
+        gone += folder.glob("text_vectors.*")
+    for path in gone:
         path.unlink()
         del manifest["sha256"][path.name]
+    memories = folder / "memories.jsonl"
+    new = ("valid_at", "invalid_at", "source")
+    rows = [json.loads(line) for line in memories.read_text().splitlines()]
+    old = [{name: value for name, value in row.items() if name not in new} for row in rows]
+    memories.write_text("".join(json.dumps(row) + "\n" for row in old))
+    manifest["sha256"][memories.name] = snapshot._digest(memories)
     manifest["digest"] = snapshot._manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_snapshot_from_before_text_vectors_has_none(view: GraphView, tmp_path: Path) -> None:
-    folder = write_snapshot(tmp_path, view.contents())
-    as_format_1(folder)
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_older_snapshot_has_less(view: GraphView, tmp_path: Path, number: int) -> None:
+    as_format(write_snapshot(tmp_path, view.contents()), number)
     again = newest_snapshot(tmp_path, view.store_id)
     assert again is not None
-    assert (again.num_text_vectors, again.text_models("item")) == (0, ())
+    assert again.num_relations == 0
+    assert again.text_models("item") == (() if number == 1 else view.text_models("item"))
+    bare = [replace(m, valid_at=None, invalid_at=None, source="") for m in view.memories()]
+    assert list(again.memories()) == bare != list(view.memories())
     assert list(again.items()) == list(view.items())
     assert again.num_ratings == view.num_ratings > 0
 
@@ -182,6 +206,7 @@ FILES = [
     "users.jsonl",
     "items.jsonl",
     "memories.jsonl",
+    "relations.jsonl",
     "pointers.jsonl",
     *(f"by_user.{part}.npy" for part in ("indptr", "keys", "value", "timestamp")),
     *(f"by_item.{part}.npy" for part in ("indptr", "keys", "value")),
@@ -223,7 +248,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     **{f"nothing in {name}": truncate(name, 0) for name in FILES},
     "another version": edit_manifest(lambda m: m.update(version=m["version"] + 1)),
     "another store": edit_manifest(lambda m: m.update(store_id="other")),
-    "another format": edit_manifest(lambda m: m.update(format=3)),
+    "another format": edit_manifest(lambda m: m.update(format=4)),
     "fewer rows": edit_manifest(lambda m: m.update(user_rows=1)),
     "no checksums": edit_manifest(lambda m: m.update(sha256={})),
     "checksums as a list": edit_manifest(lambda m: m.update(sha256=[])),

@@ -20,12 +20,15 @@ from graph.schema import (
     RATING_DTYPE,
     ChangeSet,
     DeleteItem,
+    DeleteMemory,
+    DeleteRelation,
     DeleteUser,
     Idempotency,
     PutItem,
     PutMemory,
     PutPointer,
     PutRating,
+    PutRelation,
     PutTextVector,
     PutUser,
     WriteRequest,
@@ -48,6 +51,19 @@ def fill(writer: GraphWriter) -> None:
     write(writer, *(PutUser(f"u{n}", {"age": n, "likes": ["x", "y"]}) for n in range(4)))
     write(writer, *(PutRating(f"u{n % 4}", f"i{n % 6}", 1.0 + n % 4, n) for n in range(12)))
     write(writer, PutMemory("m1", "u1", "likes tea"), PutPointer("encoder", "active", {"digest": "d"}))
+
+
+def relate(writer: GraphWriter) -> None:
+    """Memories of validity and source, related to items and to each other."""
+    write(
+        writer,
+        PutMemory("m2", "u1", "moved", 5, 9, "chat"),
+        PutMemory("m3", "u2", "a dog", source="survey"),
+        PutRelation("u1", "m1", "about", "item", "i2"),
+        PutRelation("u1", "m2", "about", "item", "i0"),
+        PutRelation("u1", "m2", "follows", "memory", "m1"),
+        PutRelation("u2", "m3", "about", "item", "i2"),
+    )
 
 
 def test_a_new_store_is_empty_and_keeps_its_id(tmp_path: Path) -> None:
@@ -95,9 +111,12 @@ def test_another_schema_is_refused(tmp_path: Path) -> None:
 
 
 def as_version_1(path: Path) -> None:
-    """Turn a store without text vectors into what the version before them wrote."""
+    """Turn a store without text vectors and relations into what the version before them wrote."""
     connection = sqlite3.connect(path)
     connection.execute("DROP TABLE text_vectors")
+    connection.execute("DROP TABLE relations")
+    for column in ("valid_at", "invalid_at", "source"):
+        connection.execute(f"ALTER TABLE memories DROP COLUMN {column}")
     connection.execute("UPDATE meta SET schema_version = 1")
     connection.commit()
     connection.close()
@@ -168,8 +187,9 @@ def _impatient(url: Any, **_: Any) -> Any:
 def test_pages_add_up_to_the_whole(store: GraphStore, page_rows: int) -> None:
     writer = GraphWriter(store)
     fill(writer)
+    relate(writer)
     pages = list(store.changes_since(0, page_rows=page_rows))
-    assert {(p.from_version, p.to_version) for p in pages} == {(0, 4)}
+    assert {(p.from_version, p.to_version) for p in pages} == {(0, 5)}
     assert all(len(p) <= max(page_rows, 1) for p in pages)
     view = GraphView(store.store_id)
     view.apply(ChangeSet.concatenate(pages))
@@ -179,9 +199,12 @@ def test_pages_add_up_to_the_whole(store: GraphStore, page_rows: int) -> None:
 def test_every_version_catches_up_to_the_head(store: GraphStore) -> None:
     writer, views = GraphWriter(store), []
     fill(writer)
+    relate(writer)
     views.append(writer.view.copy())
     for operation in (
+        DeleteRelation("u1", "m2", "about", "item", "i0"),
         DeleteItem("i2"),
+        PutRelation("u1", "m1", "about", "item", "i4"),
         PutRating("u0", "i0", 2.0, 5),
         DeleteUser("u1"),
         PutItem("i2", "Again"),
@@ -211,9 +234,11 @@ def test_one_scan_reads_one_state(store: GraphStore) -> None:
 def test_kinds_are_filtered_in_the_store(store: GraphStore) -> None:
     writer = GraphWriter(store)
     fill(writer)
-    for kind, count in {"user": 4, "item": 6, "rating": 12, "memory": 1, "pointer": 1}.items():
+    relate(writer)
+    counts = {"user": 4, "item": 6, "rating": 12, "memory": 3, "relation": 4, "pointer": 1}
+    for kind, count in counts.items():
         part = ChangeSet.concatenate(list(store.changes_since(0, frozenset((kind,)))))  # type: ignore[arg-type]
-        assert (len(part), part.to_version) == (count, 4)
+        assert (len(part), part.to_version) == (count, 5)
         assert len(part.only(ALL_KINDS - {kind})) == 0  # type: ignore[arg-type]
 
 
@@ -234,9 +259,23 @@ def test_a_purge_drops_tombstones_and_moves_the_horizon(store: GraphStore) -> No
         store.purge(writer.head.epoch, 6)  # beyond the head
 
 
+def test_a_purge_drops_relations_with_their_ends(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    fill(writer)
+    relate(writer)
+    version = write(writer, DeleteMemory("m2")).version
+    assert [len(p.relations) for p in store.changes_since(version - 1) if p.relations] == [2]
+    assert writer.purge(version) == 1 + 2
+    with store._engine.connect() as connection:
+        left = connection.exec_driver_sql("SELECT memory_row, name, target_kind, target_row FROM relations")
+        assert sorted(map(tuple, left)) == [(0, "about", "item", 2), (2, "about", "item", 2)]
+    assert_same_view(read_view(store), writer.view)
+
+
 def test_a_purge_keeps_later_tombstones_and_live_rows(store: GraphStore) -> None:
     writer = GraphWriter(store)
     fill(writer)
+    relate(writer)
     write(writer, DeleteItem("i0"))
     follower = writer.view.copy()
     write(writer, DeleteItem("i1"))

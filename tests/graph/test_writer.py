@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from graph.errors import (
+    Conflict,
     Fenced,
     IdempotencyConflict,
     InvalidInput,
-    NotFound,
     PointerMoved,
     Unavailable,
     UnknownItem,
+    UnknownMemory,
     UnknownRating,
     UnknownUser,
     WeftError,
@@ -173,7 +174,7 @@ def test_deleting_a_rating_and_a_memory(writer: GraphWriter, store: GraphStore) 
     assert (writer.view.num_ratings, writer.view.num_memories) == (0, 0)
     with pytest.raises(UnknownRating):
         write(writer, DeleteRating("u0", "i0"))
-    with pytest.raises(NotFound):
+    with pytest.raises(UnknownMemory):
         write(writer, DeleteMemory("m0"))
     write(writer, PutRating("u0", "i0", 1.0), PutMemory("m0", "u0", "back"))
     assert_stored(writer, store)
@@ -206,7 +207,7 @@ def test_an_id_that_comes_back_gets_another_row(writer: GraphWriter, store: Grap
     assert writer.view.item("i1").row == 2
     write(writer, DeleteUser("u0"), PutUser("u0"), PutMemory("m0", "u0", "new"))
     assert writer.view.user("u0").row == 1
-    assert model_of(writer.view).memories == {"m0": ("u0", "new")}
+    assert model_of(writer.view).memories == {"m0": ("u0", "new", None, None, "")}
     assert_stored(writer, store)
 
 
@@ -270,7 +271,7 @@ LONG = "x" * 30_000
         (PutItem("i", "I", ("x" * 65,)), InvalidInput, "tags"),
         (PutItem("i", "I", tuple(map(str, range(65)))), InvalidInput, "tags"),
         (PutItem("i", "I", year=10_000), InvalidInput, "year"),
-        (PutMemory("m", "nope", "x"), UnknownUser, "user_id"),
+        (PutMemory("m", "a/b", "x"), InvalidInput, "user_id"),
         (PutMemory("m", "u0", ""), InvalidInput, "text"),
         (PutMemory("m", "u0", LONG), InvalidInput, "text"),
         (PutMemory("m", "u0", "\ud800"), InvalidInput, "text"),
@@ -280,7 +281,7 @@ LONG = "x" * 30_000
         (DeleteRating("nope", "i0"), UnknownUser, "user_id"),
         (DeleteRating("u0", "nope"), UnknownItem, "item_id"),
         (DeleteRating("u0", "i1"), UnknownRating, None),
-        (DeleteMemory("nope"), NotFound, "memory_id"),
+        (DeleteMemory("nope"), UnknownMemory, "memory_id"),
     ],
 )
 def test_refusals(
@@ -300,7 +301,7 @@ def test_refusals(
 
 def test_a_memory_stays_with_its_owner(writer: GraphWriter) -> None:
     write(writer, PutUser("thief"))
-    with pytest.raises(InvalidInput, match="belongs to another user"):
+    with pytest.raises(Conflict, match="taken"):
         write(writer, PutMemory("m0", "thief", "mine"))
 
 
