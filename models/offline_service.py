@@ -12,7 +12,7 @@ from graph.node_text import item_text, text_digest
 from graph.schema import RATING_DTYPE, ChangeSet, Item, TextVector, User
 from graph.view import GraphView
 from models.graph_encoder.features import extractor_from_config
-from models.graph_encoder.incremental import LinearState
+from models.graph_encoder.state import build_state
 from models.graph_encoder.training import TrainedEncoder
 from models.interactions import Interactions
 from models.ranking import Ranker, RankQuery
@@ -51,7 +51,7 @@ class OfflineService:
         self._trained = trained
         extractor = extractor_from_config(trained.parameters.features)
         view = view_of(train, items, users, item_vectors, extractor.text_model)
-        self._state = LinearState(trained.parameters, extractor, view)
+        self._state = build_state(trained.parameters, view)
         place = {item_id: position for position, item_id in enumerate(trained.parameters.item_ids)}
         self._positions = np.array([place.get(item.item_id, -1) for item in items], np.int64)
         self._rows = np.unique(train.items) if catalogue is None else catalogue

@@ -2,7 +2,8 @@
 
     <root>/<first 16 hex of the digest>/
         tensors.safetensors    parameters, and the item-item matrix under `similarity.`
-        encoder.json           format, shapes and dtypes, settings, id table, SHA-256 of the tensors, digest
+        encoder.json           format, kind, shapes and dtypes, settings, id table, SHA-256 of the tensors,
+                               digest
 
 The digest is the SHA-256 of encoder.json's canonical form without the digest itself; as that names the
 SHA-256 of the tensors, it covers every byte that is read. Nothing here is ever unpickled.
@@ -19,26 +20,30 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from graph.errors import Corrupt, InvalidInput
-from graph.schema import MAX_ID_CHARS
-from models.graph_encoder.features import extractor_from_config
-from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+from models.graph_encoder.checkpoint_parameters import (
+    Json,
+    Tensors,
+    kind_named,
+    kind_of,
+    object_of,
+    restore_parameters,
+    settings_of,
+    tensors_of,
+)
+from models.graph_encoder.parameters import EncoderParameters
 from models.ranking_settings import RankingSettings
 
 if TYPE_CHECKING:
     from models.item_similarity import ItemSimilarity
 
-Tensors: TypeAlias = dict[str, npt.NDArray[np.generic]]
-Json: TypeAlias = dict[str, object]
-
-FORMAT, FORMAT_VERSION, KIND = "weft-encoder", 1, "linear"
+FORMAT, FORMAT_VERSION = "weft-encoder", 1
 _TENSORS, _MANIFEST = "tensors.safetensors", "encoder.json"
 _SIMILARITY = "similarity."
 _NAME_CHARS = 16
@@ -48,7 +53,7 @@ _NAME_CHARS = 16
 class Checkpoint:
     """An encoder ready to serve. `similarity` is None where the second stage was not trained."""
 
-    parameters: LinearParameters
+    parameters: EncoderParameters
     similarity: ItemSimilarity | None
     ranking: RankingSettings
     metadata: dict[str, object]
@@ -57,7 +62,7 @@ class Checkpoint:
 
 def save_checkpoint(
     root: Path,
-    parameters: LinearParameters,
+    parameters: EncoderParameters,
     similarity: ItemSimilarity | None,
     ranking: RankingSettings,
     metadata: Mapping[str, object] | None = None,
@@ -67,7 +72,7 @@ def save_checkpoint(
     Saving the same content again answers the same directory. Raises InvalidInput for parameters that could
     not be loaded again.
     """
-    tensors = _own_tensors(parameters)
+    kind, tensors = kind_of(parameters), tensors_of(parameters)
     if similarity is not None:
         tensors |= {_SIMILARITY + name: array for name, array in similarity.tensors().items()}
     tensors = {name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}
@@ -75,10 +80,10 @@ def save_checkpoint(
     manifest: Json = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "kind": KIND,
+        "kind": kind,
         "tensors": {n: {"shape": list(t.shape), "dtype": t.dtype.str} for n, t in tensors.items()},
         "tensors_sha256": hashlib.sha256(content).hexdigest(),
-        "degree_exponent": float(parameters.degree_exponent),
+        **settings_of(parameters),
         "edge_weights": dataclasses.asdict(parameters.edge_weights),
         "features": dict(parameters.features),
         # Without empty tables: an encoder that has none keeps the digest it had before there were any.
@@ -130,12 +135,17 @@ def load_checkpoint(path: Path, *, mmap: bool = True) -> Checkpoint:
     try:
         content = (path / _MANIFEST).read_bytes()
         manifest = _parse(content)
-        if manifest.get("format") != FORMAT or manifest.get("kind") != KIND:
-            raise InvalidInput(f"{path / _MANIFEST} does not describe a {KIND!r} encoder of Weft")
+        if manifest.get("format") != FORMAT:
+            raise InvalidInput(f"{path / _MANIFEST} does not describe an encoder of Weft")
         if manifest.get("format_version") != FORMAT_VERSION:
             raise InvalidInput(
                 f"{path} has format version {manifest.get('format_version')!r}; this release reads "
                 f"{FORMAT_VERSION}: train the encoder again"
+            )
+        if kind_named(manifest.get("kind")) is None:
+            raise InvalidInput(
+                f"{path} is an encoder of kind {manifest.get('kind')!r}, which this release does not know: "
+                "update Weft, or train the encoder again"
             )
         # One content has one spelling: repeated keys do not survive this, nor does any changed byte.
         if content != _canonical(manifest) or manifest.get("digest") != _digest(manifest):
@@ -155,22 +165,6 @@ def load_checkpoint(path: Path, *, mmap: bool = True) -> Checkpoint:
         raise Corrupt(f"the encoder at {path} cannot be read: {error.strerror}") from error
 
 
-def _own_tensors(parameters: LinearParameters) -> Tensors:
-    return {name: np.asarray(getattr(parameters, name)) for name in _SHAPES}
-
-
-_SHAPES = {
-    "id_source": ("n", "D"),
-    "id_target": ("n", "D"),
-    "id_bias": ("n",),
-    "feature_source": ("F", "D"),
-    "feature_target": ("F", "D"),
-    "feature_bias": ("F",),
-    "user_attributes": ("G", "D"),
-    "mix": ("5",),
-}
-
-
 def _restore(manifest: Json, tensors: Tensors) -> Checkpoint:
     """Check every field and assemble; raises Corrupt."""
     described = manifest.get("tensors")
@@ -181,8 +175,11 @@ def _restore(manifest: Json, tensors: Tensors) -> Checkpoint:
         if np.issubdtype(tensor.dtype, np.floating) and not np.isfinite(tensor).all():
             raise Corrupt(f"the encoder's tensor {name!r} holds NaN or infinity")
     try:
-        parameters = _restore_parameters(manifest, tensors)
-        ranking = RankingSettings(**_object(manifest, "ranking"))  # type: ignore[arg-type]
+        kind = kind_named(manifest["kind"])
+        if kind is None:
+            raise Corrupt(f"encoder.json names the kind {manifest['kind']!r}, which there is not")
+        parameters = restore_parameters(kind, manifest, tensors)
+        ranking = RankingSettings(**object_of(manifest, "ranking"))  # type: ignore[arg-type]
         similarity = None
         if manifest["has_similarity"]:
             # Imported here: an encoder without a second stage needs none of it.
@@ -201,52 +198,8 @@ def _restore(manifest: Json, tensors: Tensors) -> Checkpoint:
         raise Corrupt(f"encoder.json or its tensors are not what this format holds: {error}") from error
     except InvalidInput as error:
         raise Corrupt(f"the encoder's settings are not usable: {error.message}") from error
-    metadata = _object(manifest, "metadata")
+    metadata = object_of(manifest, "metadata")
     return Checkpoint(parameters, similarity, ranking, metadata, str(manifest["digest"]))
-
-
-def _restore_parameters(manifest: Json, tensors: Tensors) -> LinearParameters:
-    ids = manifest["item_ids"]
-    if not isinstance(ids, list) or not all(isinstance(i, str) and 0 < len(i) <= MAX_ID_CHARS for i in ids):
-        raise Corrupt(f"the id table must hold strings of 1 to {MAX_ID_CHARS} characters")
-    if len(set(ids)) != len(ids):
-        raise Corrupt("the id table names an item twice")
-    features = _object(manifest, "features")
-    extractor = extractor_from_config(features)
-    sizes = {
-        "n": len(ids),
-        "D": tensors["id_source"].shape[-1],
-        "F": extractor.item_columns,
-        # A model trained without users' attributes has no rows for them.
-        "G": extractor.user_buckets if len(tensors["user_attributes"]) else 0,
-        "5": 5,
-    }
-    own: dict[str, npt.NDArray[np.float32]] = {}
-    for name, axes in _SHAPES.items():
-        expected = tuple(sizes[axis] for axis in axes)
-        if tensors[name].shape != expected or tensors[name].dtype != np.float32:
-            raise Corrupt(
-                f"the encoder's tensor {name!r} is {tensors[name].dtype}{list(tensors[name].shape)}, "
-                f"expected float32{list(expected)}"
-            )
-        # Small beside the item-item matrix: copies, so that they outlive the file and can be written to.
-        own[name] = np.array(tensors[name], np.float32)
-    if sizes["D"] < 1:
-        raise Corrupt("the encoder's vectors have no dimensions")
-    exponent = manifest["degree_exponent"]
-    if not isinstance(exponent, float) or not np.isfinite(exponent):
-        raise Corrupt(f"degree_exponent is {exponent!r}, expected a finite number")
-    weights = _object(manifest, "edge_weights")
-    levels, amounts = weights["levels"], weights["weights"]
-    if not isinstance(levels, list) or not isinstance(amounts, list):
-        raise Corrupt("edge_weights needs the lists `levels` and `weights`")
-    return LinearParameters(
-        item_ids=tuple(ids),
-        degree_exponent=exponent,
-        edge_weights=EdgeWeights(tuple(map(float, levels)), tuple(map(float, amounts))),
-        features=features,
-        **own,
-    )
 
 
 def _read_tensors(path: Path, mmap: bool) -> Tensors:
@@ -279,13 +232,6 @@ def _read_tensors(path: Path, mmap: bool) -> Tensors:
 
 
 _DTYPES = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "U32": "<u4", "I16": "<i2"}
-
-
-def _object(manifest: Json, key: str) -> Json:
-    value = manifest[key]
-    if not isinstance(value, dict):
-        raise Corrupt(f"encoder.json has no object {key!r}")
-    return value
 
 
 def _canonical(manifest: Mapping[str, object]) -> bytes:

@@ -18,20 +18,24 @@ import torch
 from torch import Tensor
 
 from graph.delta import Delta
-from graph.errors import InvalidInput, UnknownItem
+from graph.errors import InvalidInput, UnknownItem, UnknownMemory
+from graph.schema import Item, Memory, User
 from graph.view import GraphView
 from models.graph_encoder.caller_graph import view_from_hetero
 from models.graph_encoder.checkpoint import load_checkpoint
 from models.graph_encoder.embedding_lru import EmbeddingLru
 from models.graph_encoder.features import extractor_from_config
-from models.graph_encoder.incremental import LinearState
-from models.graph_encoder.parameters import LinearParameters
+from models.graph_encoder.parameters import EncoderParameters
 from models.graph_encoder.propagation import Propagation
+from models.graph_encoder.sage_propagation import build_propagation
+from models.graph_encoder.state import EncoderState, build_state
 
 if TYPE_CHECKING:
     from torch_geometric.data import HeteroData
 
-NodeKind: TypeAlias = Literal["item", "user"]
+NodeKind: TypeAlias = Literal["item", "user", "memory"]
+
+_ARTICLES: dict[NodeKind, str] = {"item": "an", "user": "a", "memory": "a"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +55,10 @@ class EncoderStatistics:
 
 
 class StructuralEncoder:
-    """Vectors of users and items of one graph, by the `linear` encoder.
+    """Vectors of the nodes of one graph, by an encoder of any kind; of memories by `sage` alone.
 
-    Item vectors are `target` of `parameters.py` without the bias, user vectors the vectors that score them.
+    Item vectors are `target` without the bias, user vectors the vectors that score them, and a memory's
+    vector scores items by how near they are to it. See `parameters.py` and `sage_parameters.py`.
     All answers are those of the attached graph as it is: a cached vector counts only while no write moved it.
     Not thread-safe.
 
@@ -70,7 +75,7 @@ class StructuralEncoder:
 
     def __init__(
         self,
-        parameters: LinearParameters,
+        parameters: EncoderParameters,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
@@ -88,7 +93,7 @@ class StructuralEncoder:
         self._cache = EmbeddingLru(max_entries if cache_embeddings else 0, max_age_s, clock)
         self._hits = self._misses = self._encodes = 0
         self._view: GraphView | None = None
-        self._state: LinearState | None = None
+        self._state: EncoderState | None = None
         self._propagation: Propagation | None = None
 
     @classmethod
@@ -146,7 +151,7 @@ class StructuralEncoder:
         """
         view = self.view
         if self._propagation is None or self._propagation.version != view.version:
-            self._propagation = Propagation(
+            self._propagation = build_propagation(
                 self.parameters, self._extractor, view, self.device, self.dtype, self._compile
             )
         self._encodes += 1
@@ -158,17 +163,19 @@ class StructuralEncoder:
 
     @torch.inference_mode()
     def encode_by_id(self, ids: Sequence[str], kind: NodeKind | None = None) -> Tensor:
-        """Vectors [n, D] of nodes, in order; O(ratings of the users asked for).
+        """Vectors [n, D] of nodes, in order; O(ratings and memories of the users asked for).
 
-        Without `kind` an id may be an item's or a user's. Raises UnknownItem or UnknownUser, and InvalidInput
-        for an id that is both.
+        Without `kind` an id may be an item's, a user's or a memory's. Raises UnknownItem, UnknownUser or
+        UnknownMemory, and InvalidInput for an id of several kinds, or a memory's where the encoder has no
+        vectors of memories.
         """
         state = self._current_state()
         nodes = [self._find(node_id, kind) for node_id in ids]
         found: dict[tuple[NodeKind, int], Tensor] = {}
-        missing: dict[NodeKind, list[int]] = {"item": [], "user": []}
+        missing: dict[NodeKind, list[int]] = {"item": [], "user": [], "memory": []}
         for node in dict.fromkeys(nodes):
-            # A user's vector reads every item the user rated, and any write may have moved one of them.
+            # A user's vector reads every item the user rated, a memory's what it is related to: any write
+            # may have moved one of them.
             oldest = int(state.changed_version[node[1]]) if node[0] == "item" else state.version
             vector = self._cache.get(node, oldest)
             if vector is None:
@@ -176,11 +183,13 @@ class StructuralEncoder:
             else:
                 found[node] = vector
         self._hits += len(found)
-        self._misses += len(missing["item"]) + len(missing["user"])
+        self._misses += sum(map(len, missing.values()))
         if items := missing["item"]:
             self._remember(found, "item", items, state.target[items])
         if users := missing["user"]:
             self._remember(found, "user", users, state.user_vectors(users))
+        if memories := missing["memory"]:
+            self._remember(found, "memory", memories, state.memory_vectors(memories))
         if not nodes:
             return torch.empty(0, self.parameters.dim, dtype=self.dtype, device=self.device)
         return torch.stack([found[node] for node in nodes])
@@ -194,17 +203,14 @@ class StructuralEncoder:
             self._state.apply(delta, self.view)
 
     def invalidate(self, ids: Sequence[str] | None = None) -> None:
-        """Forget cached vectors: those of `ids`, as item and as user, or all and everything derived."""
+        """Forget cached vectors: those of `ids`, as nodes of any kind, or all and everything derived."""
         if ids is None:
             self._cache.clear()
             self._state = self._propagation = None
             return
         for node_id in ids:
-            item, user = self.view.find_item(node_id), self.view.find_user(node_id)
-            if item is not None:
-                self._cache.discard(("item", item.row))
-            if user is not None:
-                self._cache.discard(("user", user.row))
+            for node in self._nodes(node_id).items():
+                self._cache.discard(node)
 
     def statistics(self) -> EncoderStatistics:
         return EncoderStatistics(
@@ -216,11 +222,21 @@ class StructuralEncoder:
             0 if self._state is None else self._state.nbytes,
         )
 
-    def _current_state(self) -> LinearState:
+    def _current_state(self) -> EncoderState:
         if self._state is None or self._state.version != self.view.version:
-            self._state = LinearState(self.parameters, self._extractor, self.view)
+            self._state = build_state(self.parameters, self.view)
             self._cache.clear()
         return self._state
+
+    def _nodes(self, node_id: str) -> dict[NodeKind, int]:
+        """Rows of the nodes of that id, by kind."""
+        view = self.view
+        found: dict[NodeKind, Item | User | Memory | None] = {
+            "item": view.find_item(node_id),
+            "user": view.find_user(node_id),
+            "memory": view.find_memory(node_id),
+        }
+        return {kind: node.row for kind, node in found.items() if node is not None}
 
     def _find(self, node_id: str, kind: NodeKind | None) -> tuple[NodeKind, int]:
         view = self.view
@@ -228,16 +244,19 @@ class StructuralEncoder:
             return "item", view.item(node_id).row
         if kind == "user":
             return "user", view.user(node_id).row
+        found = self._nodes(node_id)
+        if kind == "memory":
+            if kind not in found:
+                raise UnknownMemory(f"no memory {node_id!r} in the attached graph")
+            return kind, found[kind]
         if kind is not None:
-            raise InvalidInput(f"kind is {kind!r}: allowed are 'item' and 'user'", param="kind")
-        item, user = view.find_item(node_id), view.find_user(node_id)
-        if item is not None and user is not None:
-            raise InvalidInput(f"{node_id!r} is an item and a user: say which with kind=", param="kind")
-        if item is not None:
-            return "item", item.row
-        if user is not None:
-            return "user", user.row
-        raise UnknownItem(f"no item or user {node_id!r} in the attached graph")
+            raise InvalidInput(f"kind is {kind!r}: allowed are 'item', 'user' and 'memory'", param="kind")
+        if not found:
+            raise UnknownItem(f"no item, user or memory {node_id!r} in the attached graph")
+        if len(found) > 1:
+            kinds = " and ".join(f"{_ARTICLES[k]} {k}" for k in found)
+            raise InvalidInput(f"{node_id!r} is {kinds}: say which with kind=", param="kind")
+        return next(iter(found.items()))
 
     def _remember(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from models.graph_encoder.network import EdgeList, FeatureRows, LinearEncoderNetwork
 from models.graph_encoder.objective import full_softmax_loss, sampled_softmax_loss
+from models.graph_encoder.parameters import EncoderKind
+from models.graph_encoder.sage_network import SageEncoderNetwork
+
+EncoderNetwork: TypeAlias = LinearEncoderNetwork | SageEncoderNetwork
 
 MAX_LOGITS = 8_000_000
 """Floats in the largest buffer of a step, 32 MB: users beyond it take part in turn."""
@@ -21,7 +26,11 @@ MAX_SOFTMAX_ITEMS = 20_000
 
 NUM_NEGATIVES = 4_096
 
-_RAREST_ATTRIBUTE = 0.02
+_DENSE_RATE = 0.1
+"""Share of the learning rate for weights between layers: every edge pulls at them at once."""
+
+RAREST_ATTRIBUTE = 0.02
+"""Share of users that an attribute counts as having at least."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +73,11 @@ class FitData:
 
 
 def fit_network(
-    data: FitData, config: FitConfig, after_step: Callable[[int, LinearEncoderNetwork], None] | None = None
-) -> LinearEncoderNetwork:
+    data: FitData,
+    config: FitConfig,
+    after_step: Callable[[int, EncoderNetwork], None] | None = None,
+    kind: EncoderKind = "linear",
+) -> EncoderNetwork:
     """Train by Adam on the whole graph, each step asking for the edges that it hid from the messages.
 
     Every rating is a target, whatever its weight: what a user picks, and then rates low, was still picked.
@@ -73,27 +85,21 @@ def fit_network(
     `config.seed` on a CPU.
     """
     edges = data.edges
-    network = LinearEncoderNetwork(
-        edges.num_items,
-        data.item_features.shape[1],
-        0 if data.user_features is None else data.user_features.shape[1],
-        config.dim,
-        seed=config.seed,
-    ).to(data.device)
+    network = _new_network(data, config, kind).to(data.device)
     generator = torch.Generator().manual_seed(config.seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate)
-    user_weights = _user_weights(edges, config.user_balance)
+    optimizer = torch.optim.Adam(_parameter_groups(network), lr=config.learning_rate)
+    user_weights = user_weights_of(edges, config.user_balance)
     share = torch.zeros(edges.num_items, device=data.device)
     share.index_add_(0, edges.item_rows, user_weights[edges.user_rows])
     share /= share.sum().clamp(min=1e-12)
     # What one user alone has is an ID in disguise: it pays as if more had it.
     attribute_share = torch.empty(0) if data.user_features is None else data.user_features.mean_squares()
-    attribute_share = attribute_share.clamp(min=_RAREST_ATTRIBUTE)
+    attribute_share = attribute_share.clamp(min=RAREST_ATTRIBUTE)
     batches = _user_batches(edges, generator)
     for step in range(config.steps_taken):
         decay = 1 - (1 - config.final_rate) * step / config.steps
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * decay
+            group["lr"] = config.learning_rate * decay * group["factor"]
         visible = (torch.rand(len(edges), generator=generator) >= config.hidden).to(data.device)
         if data.user_features is not None:
             # Some users are new in each step: attributes must learn to stand alone.
@@ -106,10 +112,10 @@ def fit_network(
         users, items, bias = network(
             edges.matrices(visible), data.item_features, data.user_features, kept_ids
         )
-        loss = _loss(edges, users, items, bias, visible, next(batches), user_weights, share, generator)
+        loss = hidden_loss(edges, users, items, bias, visible, next(batches), user_weights, share, generator)
         if loss is not None:
             penalty = (network.id_source.square() + network.id_target.square()).sum(1) @ share
-            if data.user_features is not None:
+            if isinstance(network, LinearEncoderNetwork) and data.user_features is not None:
                 penalty = penalty + network.user_attributes.square().sum(1) @ attribute_share
             optimizer.zero_grad()
             (loss + config.l2 * penalty).backward()
@@ -119,7 +125,26 @@ def fit_network(
     return network
 
 
-def _loss(
+def _new_network(data: FitData, config: FitConfig, kind: EncoderKind) -> EncoderNetwork:
+    size = data.edges.num_items, data.item_features.shape[1]
+    if kind == "sage":
+        return SageEncoderNetwork(*size, config.dim, seed=config.seed)
+    attributes = 0 if data.user_features is None else data.user_features.shape[1]
+    return LinearEncoderNetwork(*size, attributes, config.dim, seed=config.seed)
+
+
+def _parameter_groups(network: EncoderNetwork) -> list[dict[str, Any]]:
+    """Parameters with the share of the learning rate that they learn at."""
+    if isinstance(network, LinearEncoderNetwork):
+        return [{"params": list(network.parameters()), "factor": 1.0}]
+    tables = [tensor for name, tensor in network.named_parameters() if name.startswith(("id_", "feature_"))]
+    return [
+        {"params": tables, "factor": 1.0},
+        {"params": network.dense_parameters(), "factor": _DENSE_RATE},
+    ]
+
+
+def hidden_loss(
     edges: EdgeList,
     users: Tensor,
     items: Tensor,
@@ -162,7 +187,7 @@ def _loss(
     )
 
 
-def _user_weights(edges: EdgeList, balance: float) -> Tensor:
+def user_weights_of(edges: EdgeList, balance: float) -> Tensor:
     """What one rating of each user counts, float32 [U]."""
     counts = torch.bincount(edges.user_rows, minlength=edges.num_users).float()
     return counts.clamp(min=1) ** -balance

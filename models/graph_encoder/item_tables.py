@@ -12,13 +12,13 @@ from graph.delta import Delta
 from graph.schema import Item
 from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor
-from models.graph_encoder.parameters import LinearParameters
+from models.graph_encoder.parameters import EncoderParameters
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
 
 def item_tables(
-    parameters: LinearParameters,
+    parameters: EncoderParameters,
     extractor: FeatureExtractor,
     items: Sequence[Item],
     id_rows: Mapping[str, int] | None = None,

@@ -200,14 +200,14 @@ class LinearEncoderNetwork(torch.nn.Module):
             raise ValueError(f"{len(item_ids)} item ids for an id table of {len(self.id_bias)}")
         return LinearParameters(
             item_ids=tuple(item_ids),
-            id_source=_array(self.id_source),
-            id_target=_array(self.id_target),
-            id_bias=_array(self.id_bias),
-            feature_source=_array(self.feature_source),
-            feature_target=_array(self.feature_target),
-            feature_bias=_array(self.feature_bias),
-            user_attributes=_array(self.user_attributes),
-            mix=_array(self.mix),
+            id_source=as_array(self.id_source),
+            id_target=as_array(self.id_target),
+            id_bias=as_array(self.id_bias),
+            feature_source=as_array(self.feature_source),
+            feature_target=as_array(self.feature_target),
+            feature_bias=as_array(self.feature_bias),
+            user_attributes=as_array(self.user_attributes),
+            mix=as_array(self.mix),
             degree_exponent=float(self.degree_exponent.detach()),
             edge_weights=edge_weights,
             features=dict(features),
@@ -298,5 +298,6 @@ def _from_scipy(matrix: Any, device: torch.device | str) -> Tensor:
     ).to(device)
 
 
-def _array(tensor: Tensor) -> npt.NDArray[np.float32]:
+def as_array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """A copy as numpy, float32."""
     return tensor.detach().cpu().numpy().astype(np.float32, copy=True)

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.graph_encoder.fitting import FitConfig, FitData, fit_network
-from models.graph_encoder.network import EdgeList, LinearEncoderNetwork
-from models.graph_encoder.parameters import EdgeWeights
+from models.graph_encoder.fitting import EncoderNetwork, FitConfig, FitData, fit_network
+from models.graph_encoder.network import EdgeList
+from models.graph_encoder.parameters import EdgeWeights, EncoderKind
 from models.graph_encoder.training_features import TrainingFeatures
 from models.interactions import Interactions
 
@@ -36,12 +36,19 @@ class NetworkFitter:
         features: of the items of the id table and of all users.
         device: where networks live.
         report: called every few steps.
+        kind: of the networks.
     """
 
-    def __init__(self, features: TrainingFeatures, device: str, report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self,
+        features: TrainingFeatures,
+        device: str,
+        report: Callable[[Progress], None],
+        kind: EncoderKind = "linear",
+    ) -> None:
         self.total = 1
         """Steps planned."""
-        self._features, self._device, self._report = features, device, report
+        self._features, self._device, self._report, self._kind = features, device, report, kind
         self._done = 0
 
     def fit(
@@ -50,22 +57,22 @@ class NetworkFitter:
         ratings: Interactions,
         fit: FitConfig,
         weights: EdgeWeights,
-        measure: Callable[[int, LinearEncoderNetwork], None] | None = None,
-    ) -> LinearEncoderNetwork:
+        measure: Callable[[int, EncoderNetwork], None] | None = None,
+    ) -> EncoderNetwork:
         """A network fitted to `ratings`; `measure` is called after each step with the steps taken."""
 
-        def after_step(step: int, network: LinearEncoderNetwork) -> None:
+        def after_step(step: int, network: EncoderNetwork) -> None:
             if measure is not None:
                 measure(step, network)
             self._done += 1
             if step % 10 == 0 or step == fit.steps_taken:
                 self.say(stage, f"step {step} of {fit.steps_taken}")
 
-        return fit_network(self._data(ratings, weights), fit, after_step)
+        return fit_network(self._data(ratings, weights), fit, after_step, self._kind)
 
     def scores(
         self,
-        network: LinearEncoderNetwork,
+        network: EncoderNetwork,
         ratings: Interactions,
         weights: EdgeWeights,
         users: Int64,
@@ -96,8 +103,9 @@ class NetworkFitter:
         self._done = self.total
         self.say("done", "")
 
-    def _data(self, ratings: Interactions, weights: EdgeWeights) -> FitData:
-        edges = EdgeList(
+    def edges(self, ratings: Interactions, weights: EdgeWeights) -> EdgeList:
+        """Ratings as weighted edges on the device."""
+        return EdgeList(
             ratings.users,
             ratings.items,
             weights(ratings.values),
@@ -105,4 +113,9 @@ class NetworkFitter:
             ratings.num_items,
             self._device,
         )
-        return FitData(edges, *self._features.rows(self._device))
+
+    def _data(self, ratings: Interactions, weights: EdgeWeights) -> FitData:
+        edges = self.edges(ratings, weights)
+        item_features, user_features = self._features.rows(self._device)
+        # What `sage` learns of attributes is fitted behind it: no item may learn from them.
+        return FitData(edges, item_features, user_features if self._kind == "linear" else None)

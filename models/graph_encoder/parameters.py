@@ -22,11 +22,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Float32 = npt.NDArray[np.float32]
+EncoderKind: TypeAlias = Literal["linear", "sage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,54 @@ class EdgeWeights:
         table = np.array((0.0, *self.weights), np.float32)
         place = np.searchsorted(np.array(self.levels, np.float32), values, side="right")
         return np.where(np.isnan(values), np.float32(0), table[place])
+
+
+class EncoderParameters(Protocol):
+    """What the parameters of every kind of encoder have: the item tables, how edges weigh, the features."""
+
+    @property
+    def item_ids(self) -> tuple[str, ...]:
+        """[n], the id table."""
+
+    @property
+    def id_source(self) -> Float32:
+        """[n, D]"""
+
+    @property
+    def id_target(self) -> Float32:
+        """[n, D]"""
+
+    @property
+    def id_bias(self) -> Float32:
+        """[n]"""
+
+    @property
+    def feature_source(self) -> Float32:
+        """[F, D]"""
+
+    @property
+    def feature_target(self) -> Float32:
+        """[F, D]"""
+
+    @property
+    def feature_bias(self) -> Float32:
+        """[F]"""
+
+    @property
+    def user_attributes(self) -> Float32:
+        """[G, D], or [0, D] in an encoder trained without users' attributes."""
+
+    @property
+    def edge_weights(self) -> EdgeWeights:
+        """a(value)."""
+
+    @property
+    def features(self) -> Mapping[str, object]:
+        """Configuration of the feature extractor, as its `config()` gives it."""
+
+    @property
+    def dim(self) -> int:
+        """D, of all vectors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

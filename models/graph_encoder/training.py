@@ -1,4 +1,4 @@
-"""Training of the `linear` encoder, the item-item matrix and the ranking settings that go with them.
+"""Training of an encoder, the item-item matrix and the ranking settings that go with them.
 
 Whatever has to be chosen is chosen on a cut of the given ratings, by what the two stages recommend together;
 then everything is fitted again on all of them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,14 +20,18 @@ from graph.schema import Item, User
 from graph.view import GraphView
 from models.ease import DEFAULT_CUT, fit_ease
 from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
-from models.graph_encoder.fitting import FitConfig
+from models.graph_encoder.fitting import EncoderNetwork, FitConfig
 from models.graph_encoder.item_tables import text_vectors_of
-from models.graph_encoder.network import LinearEncoderNetwork
 from models.graph_encoder.network_fitter import NetworkFitter
 from models.graph_encoder.network_fitter import Progress as Progress
 from models.graph_encoder.outside_items import choose_outside
-from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+from models.graph_encoder.parameters import EdgeWeights, EncoderParameters
+from models.graph_encoder.private_fitting import STEPS, fit_private, memories_of
+from models.graph_encoder.sage_parameters import SageParameters
 from models.graph_encoder.selection import Outcome, Validation
+from models.graph_encoder.training_config import ALL_POSITIVE as ALL_POSITIVE
+from models.graph_encoder.training_config import LIKED as LIKED
+from models.graph_encoder.training_config import TrainingConfig as TrainingConfig
 from models.graph_encoder.training_features import TrainingFeatures
 from models.interactions import Interactions, sample_users, validation_cut
 from models.item_similarity import MAX_DENSE_ITEMS, ItemSimilarity
@@ -35,58 +39,15 @@ from models.ranking_settings import RankingSettings
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-ALL_POSITIVE = EdgeWeights()
-LIKED = EdgeWeights((0.5, 2.5, 3.5, 4.5), (0.0, 0.5, 1.0, 1.25))
-"""Below half the scale a rating says what somebody has seen, not what they like."""
-
 _LEAST_LIKED = 0.2
 _LEAST_WITH_TEXT = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingConfig:
-    """What training may choose from, and its budget."""
-
-    seed: int = 0
-    fit: FitConfig = field(default_factory=FitConfig)
-    """Where the search starts; without `search` this is what is fitted."""
-    search: bool = True
-    search_steps: int = 150
-    """Of each network tried; the one chosen then takes `fit.steps`."""
-    l2: tuple[float, ...] = (0.3, 3.0)
-    """Tried besides `fit.l2`."""
-    dims: tuple[int, ...] = (128,)
-    """Tried besides `fit.dim`."""
-    edge_weights: tuple[EdgeWeights, ...] = (LIKED, ALL_POSITIVE)
-    """The first that leaves enough to learn from is where the search starts."""
-    margin: float = 0.01
-    """Share by which another choice must be better than the one it replaces: less is noise."""
-    stops: tuple[float, ...] = (0.7, 0.85, 1.0)
-    """Shares of the steps after which a network is measured."""
-    similarity_l2: tuple[float, ...] = (30.0, 100.0, 200.0, 400.0, 800.0)
-    entries_per_column: tuple[int | None, ...] = (100, 300, 1000, None)
-    """Cuts of the item-item matrix, ascending; None keeps all entries, in catalogues up to 10,000 items."""
-    similarity_weights: tuple[float, ...] = (0, 1, 2, 3.5, 5, 7, 10, 14, 20, 28, 40, 56, 80)
-    tolerance: float = 0.002
-    """Share of the validation figure worth giving up: for a smaller matrix, or to show unrated items."""
-    outside_factors: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Shares of what the item-item term is expected to be, for items outside its matrix; besides none."""
-    max_search_ratings: int = 200_000
-    """The search for strength, rank and edge weights takes a sample of users with about so many ratings."""
-    text_columns: int = 64
-    """Principal axes of the text vectors that training works with."""
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        if not self.edge_weights or not self.similarity_l2 or not self.entries_per_column or not self.stops:
-            raise ValueError("every list to choose from needs at least one entry")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedEncoder:
     """One generation: what is exported and served together."""
 
-    parameters: LinearParameters
+    parameters: EncoderParameters
     similarity: ItemSimilarity
     settings: RankingSettings
     metadata: Mapping[str, object]
@@ -107,7 +68,8 @@ def train(
     users, items = list(view.users()), list(view.items())
     extractor = extractor or HashedFeatures()
     vectors = text_vectors_of(view, extractor, items)
-    return train_on(ratings_of(view, users, items), items, users, config, progress, extractor, vectors)
+    ratings = ratings_of(view, users, items)
+    return train_on(ratings, items, users, config, progress, extractor, vectors, view)
 
 
 def train_on(
@@ -118,11 +80,13 @@ def train_on(
     progress: Callable[[Progress], None] | None = None,
     extractor: FeatureExtractor | None = None,
     item_vectors: Float32 | None = None,
+    graph: GraphView | None = None,
 ) -> TrainedEncoder:
     """The same on flat arrays; `ratings` index `items` and `users`.
 
     `item_vectors` float32 [len(items), d] are text vectors of the extractor's model, a row of zeros where an
-    item has none; an extractor that takes none ignores them.
+    item has none; an extractor that takes none ignores them. `graph` is where users and items are from; the
+    memories in it, if any, teach `sage` what to make of memories.
     """
     return _Training(
         ratings,
@@ -132,6 +96,7 @@ def train_on(
         progress,
         extractor or HashedFeatures(),
         item_vectors,
+        graph,
     ).run()
 
 
@@ -181,6 +146,7 @@ class _Training:
         progress: Callable[[Progress], None] | None,
         extractor: FeatureExtractor,
         vectors: Float32 | None,
+        graph: GraphView | None = None,
     ) -> None:
         rated = np.unique(ratings.items)
         if len(rated) < 2:
@@ -192,15 +158,13 @@ class _Training:
         self.config = config
         self.item_ids = [items[row].item_id for row in rated.tolist()]
         self.ratings = replace(ratings, items=place[ratings.items], num_items=len(rated))
-        self.features = TrainingFeatures(
-            extractor,
-            [items[row] for row in rated.tolist()],
-            users,
-            None if vectors is None else vectors[rated],
-            config.text_columns,
-        )
+        self.items, self.users, self.graph = [items[row] for row in rated.tolist()], users, graph
+        self.vectors = None if vectors is None else vectors[rated]
+        self.features = TrainingFeatures(extractor, self.items, users, self.vectors, config.text_columns)
         self.trials: list[dict[str, object]] = []
-        self.fitter = NetworkFitter(self.features, config.device, progress or (lambda _: None))
+        self.fitter = NetworkFitter(
+            self.features, config.device, progress or (lambda _: None), config.encoder
+        )
         self._started = time.monotonic()
 
     def run(self) -> TrainedEncoder:
@@ -223,12 +187,31 @@ class _Training:
             strength,
             entries_per_column=cut,
         )
+        metadata = self._metadata(fit, strength, cut, settings, chosen)
+        parameters = self.features.to_parameters(network, self.item_ids, weights)
+        if isinstance(parameters, SageParameters):
+            parameters, metadata["private"] = self._fit_private(parameters, fit)
         self.fitter.finish()
-        return TrainedEncoder(
-            self.features.to_parameters(network, self.item_ids, weights),
-            similarity,
-            settings,
-            self._metadata(fit, strength, cut, settings, chosen),
+        return TrainedEncoder(parameters, similarity, settings, metadata)
+
+    def _fit_private(
+        self, parameters: SageParameters, fit: FitConfig
+    ) -> tuple[SageParameters, dict[str, object]]:
+        """What is private to users comes last, so that nothing shared learns from it."""
+        extractor = self.features.extractor
+        memories = None
+        if self.graph is not None and self.graph.num_memories:
+            memories = memories_of(parameters, extractor, self.graph, self.users)
+        return fit_private(
+            parameters,
+            extractor,
+            self.fitter.edges(self.ratings, parameters.edge_weights),
+            self.items,
+            self.users,
+            self.vectors,
+            memories,
+            fit,
+            lambda step: self.fitter.say("attributes and memories", f"step {step} of {STEPS}"),
         )
 
     # --------------------------------------------------------------------------------------------- search
@@ -275,7 +258,7 @@ class _Training:
         found: dict[int, tuple[Outcome, Float32, dict[str, Any]]] = {}
         stops = self._stops(fit)
 
-        def measure(step: int, network: LinearEncoderNetwork) -> None:
+        def measure(step: int, network: EncoderNetwork) -> None:
             if step in stops:
                 scores = self.fitter.scores(network, validation.cut.train, weights, validation.users)
                 found[step] = (validation.measure(scores), scores, deepcopy(network.state_dict()))

@@ -12,9 +12,11 @@ import torch
 
 from graph.schema import Item, User
 from models.graph_encoder.features import FeatureExtractor
+from models.graph_encoder.fitting import EncoderNetwork
 from models.graph_encoder.item_features import ItemFeatures
-from models.graph_encoder.network import FeatureRows, LinearEncoderNetwork
+from models.graph_encoder.network import FeatureRows
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+from models.graph_encoder.sage_parameters import SageParameters
 from models.graph_encoder.text_projection import TextProjection
 
 Float32: TypeAlias = npt.NDArray[np.float32]
@@ -56,8 +58,8 @@ class TrainingFeatures:
         return FeatureRows(self.items.sparse, device, self.items.dense), users
 
     def to_parameters(
-        self, network: LinearEncoderNetwork, item_ids: Sequence[str], edge_weights: EdgeWeights
-    ) -> LinearParameters:
+        self, network: EncoderNetwork, item_ids: Sequence[str], edge_weights: EdgeWeights
+    ) -> LinearParameters | SageParameters:
         """What the network learned, for text vectors as they are in place of projected ones."""
         parameters = network.to_parameters(item_ids, edge_weights, self.extractor.config())
         if self._projection is None:

@@ -18,9 +18,6 @@ from models.language_model.memory_recovery import is_out_of_memory
 from models.language_model.opening import LanguageModelSpec
 from models.model_files import LOADING, from_hub, public_name, quiet, refuse_pickled, weights_digest
 
-STAND_IN_MARK = "weft_stand_in"
-"""In the configuration of a model whose words mean nothing."""
-
 log = logging.getLogger(__name__)
 
 
@@ -38,8 +35,6 @@ class BaseModel:
     max_tokens: int
     """The window: prompt and answer together."""
     eos_token_ids: frozenset[int]
-    meaningful: bool
-    """False: a stand-in with random weights."""
     spec: BaseModelSpec
 
     @property
@@ -93,7 +88,6 @@ class BaseModel:
             quantization=quantization,
             max_tokens=min(window, max_tokens or window),
             eos_token_ids=_ends(model, tokenizer),
-            meaningful=not getattr(config, STAND_IN_MARK, False),
             spec=spec,
         )
 

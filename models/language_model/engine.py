@@ -21,7 +21,7 @@ from models.language_model.kv_cache import KVCache
 from models.language_model.memory_recovery import MAX_LONE_EVICTIONS, drop_idle, give_back, is_out_of_memory
 from models.language_model.model_steps import ModelSteps
 from models.language_model.prefix_reuse import PrefixReuse
-from models.language_model.prompt import encode_prompt
+from models.language_model.prompt import encode_prompt, room_for_context
 from models.language_model.protocol import (
     Admitted,
     Failed,
@@ -29,6 +29,7 @@ from models.language_model.protocol import (
     GenerationRequest,
     LanguageBackend,
     Listener,
+    Prompt,
     Ticket,
 )
 from models.language_model.sampling import NOT_FINITE, RowSampler, SampledToken
@@ -102,7 +103,7 @@ class Engine(LanguageBackend):
     def submit(self, request: GenerationRequest, listener: Listener) -> Ticket:
         """Queue a request. See LanguageBackend."""
         sampling = request.sampling
-        prompt = encode_prompt(self._base.tokenizer, request.prompt)
+        prompt = encode_prompt(self._base.tokenizer, request.prompt, request.context)
         room = self._window - len(prompt.tokens)
         wanted = (
             min(self._limits.default_max_tokens, room) if sampling.max_tokens is None else sampling.max_tokens
@@ -135,6 +136,10 @@ class Engine(LanguageBackend):
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without special ones."""
         return len(self._base.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def room_for_context(self, prompt: Prompt, max_tokens: int | None) -> int:
+        default = self._limits.default_max_tokens
+        return room_for_context(self._base.tokenizer, prompt, max_tokens, self._window, default)
 
     def status(self) -> dict[str, object]:
         """Plain JSON for operators. Read while the engine runs: numbers may be of neighbouring steps."""

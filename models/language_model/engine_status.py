@@ -30,7 +30,6 @@ def describe(
         "digest": base.digest,
         "dtype": str(base.dtype).removeprefix("torch."),
         "quantization": base.quantization,
-        "meaningful": base.meaningful,
         "adapters": adapters,
         "prefix_cache": prefix if prefix_cache is None else prefix_cache.statistics(),
     }

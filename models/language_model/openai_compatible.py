@@ -32,6 +32,7 @@ from models.language_model.protocol import (
     FinishReason,
     GenerationRequest,
     Listener,
+    Prompt,
 )
 from models.language_model.remote_ticket import RemoteTicket
 from models.language_model.server_sent_events import EventStreamReader
@@ -130,6 +131,9 @@ class OpenAICompatibleModel:
 
     def count_tokens(self, text: str) -> int:
         raise Unavailable(f"only the server of {self.model_name} can count its tokens")
+
+    def room_for_context(self, prompt: Prompt, max_tokens: int | None) -> None:
+        """Nobody here knows the server's window, nor its tokens."""
 
     def status(self) -> dict[str, object]:
         with self._lock:

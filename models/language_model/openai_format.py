@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graph.errors import InvalidInput, Unavailable
+from models.language_model.prompt_context import with_system_context
 from models.language_model.protocol import FinishReason, GenerationRequest, Sampling, TokenLogprob
 
 _NO_ID = -1  # servers send tokens as text
@@ -25,17 +26,20 @@ def request_body(request: GenerationRequest, model: str) -> bytes:
 
     A text goes as `prompt`, a conversation as `messages`. Only what differs from the defaults is sent of the
     fields that are not everybody's: `top_k`, `min_p` and `repetition_penalty` are vLLM's, and other servers
-    refuse them. Without `max_tokens` the server's own default holds. Raises InvalidInput for a prompt that
-    is no text.
+    refuse them. Without `max_tokens` the server's own default holds. A context is part of the system message.
+    Raises InvalidInput for a prompt that is no text, and for a context beside a text.
     """
     sampling, prompt = request.sampling, request.prompt
     body: dict[str, Any] = {"model": model, "stream": True, "stream_options": {"include_usage": True}}
     if isinstance(prompt, str):
+        if request.context:
+            raise InvalidInput("a text takes no context: send messages", param="prompt")
         body["prompt"] = prompt
         if sampling.logprobs is not None:
             body["logprobs"] = sampling.logprobs
     else:
-        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in prompt]
+        turns = with_system_context(prompt, request.context)
+        body["messages"] = [{"role": turn.role, "content": turn.content} for turn in turns]
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
     body |= {"temperature": sampling.temperature, "top_p": sampling.top_p}

@@ -8,6 +8,8 @@ it becomes the tokens of its letters.
 Limits: added tokens that the tokenizer does not call special (Qwen's `<think>`, runs of spaces) are
 recognised in messages, as everywhere. Where the template marks turns by words, not control tokens, as the
 default one here does, a message may imitate them.
+
+A user's context becomes part of the system message, and is a client's text like every other.
 """
 
 from __future__ import annotations
@@ -23,9 +25,15 @@ from jinja2 import TemplateError
 from tokenizers import Encoding, Tokenizer
 
 from graph.errors import InvalidInput
+from models.language_model.prompt_context import with_system_context, with_user_context
 from models.language_model.protocol import Message, Prompt
 
 Span: TypeAlias = tuple[int, int]
+
+_SYSTEM_TURN_TOKENS = 16
+"""What a template writes around a system message that was not there before, and what the blank line between
+system prompt and context takes."""
+_PROBE = "system messages are read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +42,11 @@ class EncodedPrompt:
 
     tokens: tuple[int, ...]
     shared_tokens: int
-    """So many leading tokens are the bare system prompt's: the same for every conversation that begins with
-    it, whoever's it is. 0 without a system prompt and for texts."""
+    """So many leading tokens are those of the caller's bare system prompt: the same for every conversation
+    that begins with it, whoever's it is. Never any of a context. 0 without a system prompt and for texts."""
 
 
-def encode_prompt(tokenizer: Any, prompt: Prompt) -> EncodedPrompt:
+def encode_prompt(tokenizer: Any, prompt: Prompt, context: str = "") -> EncodedPrompt:
     """The tokens of a text, or of a conversation with the assistant's turn opened. Thread-safe.
 
     A text gets the tokenizer's usual special tokens around it; its own are plain text. A conversation is
@@ -47,16 +55,38 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> EncodedPrompt:
 
     Args:
         tokenizer: one of transformers', of the fast kind.
+        prompt: a text or a conversation.
+        context: what is known about the user; it stands in the system message of the conversation, behind the
+            caller's own system prompt, or at the head of the user's first turn where the template has no
+            system messages.
 
     Raises InvalidInput for an empty prompt, a conversation that does not end with the user, one that the
-    template refuses (with the template's words), and a control token's spelling that cannot be kept apart.
+    template refuses (with the template's words), a control token's spelling that cannot be kept apart, and a
+    text with a context.
     """
     encoder = _encoder(tokenizer)
     if isinstance(prompt, str):
+        if context:
+            raise InvalidInput("a text takes no context: send messages", param="prompt")
         return EncodedPrompt(_not_empty(encoder.encode_text(prompt)), 0)
     _check_conversation(prompt)
-    tokens = _not_empty(_encode_conversation(tokenizer, encoder, prompt, opened=True))
+    full = _joined(tokenizer, encoder, prompt, context)
+    tokens = _not_empty(_encode_conversation(tokenizer, encoder, full, opened=True))
+    # Of the conversation without context: what follows the system prompt in this one is the user's own.
     return EncodedPrompt(tokens, _shared_tokens(tokenizer, encoder, prompt, tokens))
+
+
+def room_for_context(
+    tokenizer: Any, prompt: Prompt, max_tokens: int | None, window: int, default_max_tokens: int
+) -> int:
+    """Tokens of `window` that a context may have beside the prompt and an answer of `max_tokens`.
+
+    An answer whose length is not given keeps `default_max_tokens`, or half of what the prompt leaves where
+    that is less. 0 where there is no room.
+    """
+    free = window - len(encode_prompt(tokenizer, prompt).tokens) - _SYSTEM_TURN_TOKENS
+    answer = min(default_max_tokens, free // 2) if max_tokens is None else max_tokens
+    return max(0, free - answer)
 
 
 def _not_empty(tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -73,6 +103,27 @@ def _check_conversation(messages: Sequence[Message]) -> None:
             "the last message is the assistant's; the last one must be from the user or the system",
             param="messages",
         )
+
+
+def _joined(
+    tokenizer: Any, encoder: _Encoder, messages: tuple[Message, ...], context: str
+) -> tuple[Message, ...]:
+    if context and not _takes_system(tokenizer, encoder):
+        return with_user_context(messages, context)
+    return with_system_context(messages, context)
+
+
+def _takes_system(tokenizer: Any, encoder: _Encoder) -> bool:
+    """Whether the chat template renders system messages: some raise an error, some leave them out."""
+    template = str(tokenizer.chat_template)
+    if template not in encoder.takes_system:
+        turns = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "a"}]
+        try:
+            found = tokenizer.chat_template is None or _PROBE in _apply_template(tokenizer, turns, True)
+        except InvalidInput:
+            found = False
+        encoder.takes_system[template] = found
+    return encoder.takes_system[template]
 
 
 def _shared_tokens(
@@ -216,6 +267,8 @@ class _Encoder:
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in others:
             control.discard(tokenizer.unk_token_id)
         self.control = frozenset(control)
+        self.takes_system: dict[str, bool] = {}
+        """By chat template, see `_takes_system`."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
         return self._usual.encode(text, add_special_tokens=add_special_tokens)

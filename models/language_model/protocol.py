@@ -130,6 +130,9 @@ class GenerationRequest:
     choose: Choose = lambda failed: AdapterChoice()
     owner: str | None = None
     """The user. Part of the prefix cache's key, except for the bare system prompt, which all share."""
+    context: str = ""
+    """What is known about the owner, for the system message of a conversation. Apart from the prompt, so that
+    the bare system prompt stays what users share, and this the owner's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +217,13 @@ class LanguageBackend(Protocol):
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, without special ones. Raises Unavailable where nobody here knows."""
+        ...
+
+    def room_for_context(self, prompt: Prompt, max_tokens: int | None) -> int | None:
+        """Tokens that a context may have beside a prompt and an answer of `max_tokens`, at least 0.
+
+        None where nobody here knows. Raises InvalidInput for a prompt that cannot be read.
+        """
         ...
 
     def status(self) -> dict[str, object]:

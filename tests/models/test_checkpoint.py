@@ -225,6 +225,42 @@ def test_a_foreign_format_version_is_said_so(tmp_path: Path, sign: bool) -> None
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize("sign", [True, False])
+def test_an_unknown_kind_is_named(tmp_path: Path, sign: bool) -> None:
+    path = save_one(tmp_path)
+    rewrite(path, lambda manifest: manifest.update(kind="transformer"), sign=sign)
+    with pytest.raises(InvalidInput, match="of kind 'transformer', which this release does not know"):
+        load_checkpoint(path)
+
+
+def test_one_kind_is_not_taken_for_the_other(tmp_path: Path) -> None:
+    path = save_one(tmp_path)
+    rewrite(path, lambda manifest: manifest.update(kind="sage"))
+    with pytest.raises(Corrupt, match="user_bias"):
+        load_checkpoint(path)
+
+
+def test_an_encoder_saved_before_there_were_kinds_keeps_its_name(tmp_path: Path) -> None:
+    """The manifest of `linear` is what it was: the same content, the same digest."""
+    manifest = json.loads((save_one(tmp_path) / "encoder.json").read_bytes())
+    assert manifest["kind"] == "linear"
+    assert sorted(manifest) == [
+        "degree_exponent",
+        "digest",
+        "edge_weights",
+        "features",
+        "format",
+        "format_version",
+        "has_similarity",
+        "item_ids",
+        "kind",
+        "metadata",
+        "ranking",
+        "tensors",
+        "tensors_sha256",
+    ]
+
+
 @pytest.mark.parametrize("name", ["encoder.json", "tensors.safetensors"])
 def test_a_pickle_is_never_run(tmp_path: Path, name: str) -> None:
     path = save_one(tmp_path)

@@ -267,7 +267,7 @@ def test_ids_are_looked_up_by_kind() -> None:
         encoder.encode_single("i2", "user")
     with pytest.raises(UnknownItem):
         encoder.encode_single("u", "item")
-    with pytest.raises(UnknownItem, match="no item or user"):
+    with pytest.raises(UnknownItem, match="no item, user or memory"):
         encoder.encode_single("x")
     assert encoder.encode_by_id([]).shape == (0, 8)
     with pytest.raises(InvalidInput, match="attach"):

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from graph.schema import RATING_DTYPE, ChangeSet, Item, TextVector, User
-from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
 from models.graph_encoder.incremental import LinearState
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+from tests.models.graph_writer import MODEL, Writer
 
 EXTRACTOR = HashedFeatures(item_buckets=32, user_buckets=16)
-TEXT = TextFeatures("model-a", 6, item_buckets=32, user_buckets=16)
+TEXT = TextFeatures(MODEL, 6, item_buckets=32, user_buckets=16)
 OTHER_MODEL = "model-b"
 ALL_EQUAL = EdgeWeights()
 LIKED = EdgeWeights((0.5, 3.0, 4.5), (0.0, 1.0, 2.5))
@@ -55,96 +52,6 @@ def make_parameters(
         edge_weights=edge_weights,
         features=extractor.config(),
     )
-
-
-class Writer:
-    """Gives out rows and versions the way the store does, and keeps the graph as plain dicts."""
-
-    def __init__(self) -> None:
-        self.view = GraphView("test")
-        self.users: dict[str, User] = {}
-        self.items: dict[str, Item] = {}
-        self.ratings: dict[tuple[int, int], float] = {}
-        self.vectors: dict[tuple[int, str], np.ndarray] = {}
-        """By item row and model."""
-        self.next_user = self.next_item = 0
-        self._users: list[User] = []
-        self._items: list[Item] = []
-        self._ratings: dict[tuple[int, int], tuple[float, bool]] = {}
-        self._vectors: dict[tuple[int, str], bytes] = {}
-
-    @property
-    def version(self) -> int:
-        return self.view.version + 1
-
-    def put_user(self, user_id: str, **attributes: object) -> User:
-        row = self.users[user_id].row if user_id in self.users else self.next_user
-        self.next_user = max(self.next_user, row + 1)
-        user = User(row, user_id, attributes, self.version)  # type: ignore[arg-type]
-        self.users[user_id] = user
-        self._users = [u for u in self._users if u.row != row] + [user]
-        return user
-
-    def put_item(self, item_id: str, tags: Sequence[str] = (), year: int | None = None) -> Item:
-        row = self.items[item_id].row if item_id in self.items else self.next_item
-        self.next_item = max(self.next_item, row + 1)
-        item = Item(row, item_id, "", tuple(tags), year, "", self.version)
-        self.items[item_id] = item
-        self._items = [i for i in self._items if i.row != row] + [item]
-        return item
-
-    def put_vector(self, item_id: str, vector: np.ndarray, model: str = TEXT.text_model) -> None:
-        key = self.items[item_id].row, model
-        half = vector.astype("<f2")
-        self.vectors[key], self._vectors[key] = half.astype(np.float32), half.tobytes()
-
-    def drop_vector(self, key: tuple[int, str]) -> None:
-        del self.vectors[key]
-        self._vectors[key] = b""
-
-    def rate(self, user_id: str, item_id: str, value: float) -> None:
-        user = self.users.get(user_id) or self.put_user(user_id)
-        pair = user.row, self.items[item_id].row
-        self.ratings[pair] = value
-        self._ratings[pair] = value, False
-
-    def delete_rating(self, pair: tuple[int, int]) -> None:
-        self._ratings[pair] = self.ratings.pop(pair), True
-
-    def delete_user(self, user_id: str) -> None:
-        user = self.users.pop(user_id)
-        for pair in [p for p in self.ratings if p[0] == user.row]:
-            self.delete_rating(pair)
-        gone = User(user.row, user_id, {}, self.version, deleted=True)
-        self._users = [u for u in self._users if u.row != user.row] + [gone]
-
-    def delete_item(self, item_id: str) -> None:
-        item = self.items.pop(item_id)
-        for pair in [p for p in self.ratings if p[1] == item.row]:
-            self.delete_rating(pair)
-        for key in [k for k in self.vectors if k[0] == item.row]:
-            self.drop_vector(key)
-        gone = Item(item.row, item_id, "", (), None, "", self.version, deleted=True)
-        self._items = [i for i in self._items if i.row != item.row] + [gone]
-
-    def commit(self, *states: LinearState) -> None:
-        """One version with everything written since the last one."""
-        rows = [(u, i, value, 0, self.version, gone) for (u, i), (value, gone) in self._ratings.items()]
-        changes = ChangeSet(
-            self.view.version,
-            self.version,
-            users=tuple(self._users),
-            items=tuple(self._items),
-            ratings=np.array(rows, RATING_DTYPE),
-            text_vectors=[
-                TextVector("item", row, model, "00" * 16 if vector else "", vector, self.version, not vector)
-                for (row, model), vector in self._vectors.items()
-            ],
-        )
-        self._users, self._items, self._ratings, self._vectors = [], [], {}, {}
-        delta = self.view.apply(changes)
-        for state in states:
-            state.apply(delta, self.view)
 
 
 class Oracle:

@@ -16,6 +16,7 @@ from models.language_model.protocol import (
     GenerationRequest,
     Listener,
     Piece,
+    Prompt,
 )
 
 
@@ -41,7 +42,8 @@ class FakeLanguageBackend:
     """Answers the last message's words in capitals, each followed by a space; `max_tokens` counts words.
 
     `hold` stops every step (cancelling still works), `missing` are adapters that cannot be loaded
-    (digest to the reason), `error` fails one request after its first word.
+    (digest to the reason), `error` fails one request after its first word. `window` bounds the words of
+    prompt, context and answer; None: nobody knows.
     """
 
     def __init__(self, *, max_queued: int = 64, model_name: str = "fake") -> None:
@@ -49,6 +51,7 @@ class FakeLanguageBackend:
         self.device = "cpu"
         self.missing: dict[str, str] = {}
         self.error: WeftError | None = None
+        self.window: int | None = None
         self.requests: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self._max_queued = max_queued
@@ -84,6 +87,14 @@ class FakeLanguageBackend:
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
+
+    def room_for_context(self, prompt: Prompt, max_tokens: int | None) -> int | None:
+        """What `window` leaves, a word counting as a token."""
+        if self.window is None:
+            return None
+        turns = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+        used = sum(len(text.split()) for text in turns) + (max_tokens or 0)
+        return max(0, self.window - used)
 
     def status(self) -> dict[str, object]:
         return {"backend": "fake", "model": self.model_name, "running": len(self._tickets)}

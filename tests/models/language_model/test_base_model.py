@@ -75,7 +75,6 @@ def test_an_exact_copy(architecture: str, tmp_path: Path) -> None:
     assert not base.model.training and not any(p.requires_grad for p in base.model.parameters())
     assert (base.name, base.max_tokens, base.eos_token_ids) == (architecture, WINDOW, {EOS})
     assert (base.device, base.dtype, base.quantization) == (torch.device("cpu"), torch.float32, "none")
-    assert base.meaningful
     assert base.spec.linears == linear_layers(model)
     assert len(base.spec.linears) == 2 * 7 + 1
     assert base.tokenizer.encode("né") == make_tokenizer().encode("né")

@@ -216,6 +216,7 @@ def test_what_it_cannot_do(remote: Remote, model: OpenAICompatibleModel) -> None
         remote.submit(model, ignore_eos=True)
     with pytest.raises(Unavailable, match="count"):
         model.count_tokens("x")
+    assert model.room_for_context("x", None) is None
     assert KEY not in repr(model) and KEY not in str(model.status())
 
 

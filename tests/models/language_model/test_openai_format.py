@@ -42,6 +42,17 @@ def test_only_what_is_asked_for_is_sent() -> None:
     }
 
 
+def test_a_context_is_part_of_the_system_message() -> None:
+    def sent(prompt: Prompt) -> Any:
+        return json.loads(request_body(GenerationRequest("r", prompt, context="known: x"), "m"))["messages"]
+
+    asked = {"role": "user", "content": "hé"}
+    assert sent(TURNS) == [{"role": "system", "content": "be kind\n\nknown: x"}, asked]
+    assert sent(TURNS[1:]) == [{"role": "system", "content": "known: x"}, asked]
+    with pytest.raises(InvalidInput, match="takes no context"):
+        request_body(GenerationRequest("r", "once", context="known: x"), "m")
+
+
 def test_logprobs_are_asked_for_as_each_route_has_them() -> None:
     assert body(TURNS, logprobs=0).items() >= {"logprobs": True, "top_logprobs": 0}.items()
     assert body("once", logprobs=2)["logprobs"] == 2

@@ -132,7 +132,6 @@ def test_the_printed_story(stories: Path) -> None:
         quantization="none",
         max_tokens=512,
         eos_token_ids=frozenset({1, 2}),
-        meaningful=True,
         spec=None,
     )
     engine = Engine(base, limits=EngineLimits(prefill_chunk_tokens=8))
