@@ -265,7 +265,10 @@ class AdapterManager:
         return AdapterWritten(version, AdapterState(scope, name, arms, previous, version, action))
 
     async def delete(self, scope: AdapterScope, name: str, version: str) -> AdapterWritten:
-        """Remove a version, and its files when no other has them; AdapterInUse while it may become active."""
+        """Remove a version, and its files when no other has them.
+
+        Raises AdapterInUse while it is active, or what a rollback returns to beside another that is active.
+        """
         check_adapter_name(scope, name)
         check_version_label(version)
         return await self._to_the_end(self._delete(scope, name, version))
@@ -281,14 +284,19 @@ class AdapterManager:
         pointer, state = versions.find(scope, name, version), versions.state(scope, name)
         if pointer is None:
             raise UnknownAdapter(f"{scope}/{name} has no version {version!r}")
-        if state is not None:
+        operations: list[Operation] = [put_version(scope, name, version, None, pointer.version)]
+        if state is not None and not state.arms and version in {arm.version for arm in state.previous}:
+            # Whoever has switched everything off and deletes wants none back: else the last never goes.
+            previous = tuple(arm for arm in state.previous if arm.version != version)
+            operations.append(put_state(scope, name, (), previous, "deactivate", state.version))
+        elif state is not None:
             for arms, what in ((state.arms, "active"), (state.previous, "what a rollback returns to")):
                 if version in {arm.version for arm in arms}:
                     raise AdapterInUse(
                         f"version {version!r} of {scope}/{name} is {what}: activate another one "
                         f"{'first' if arms is state.arms else 'twice, so that it is neither'}"
                     )
-        written = await self._write([put_version(scope, name, version, None, pointer.version)])
+        written = await self._write(operations)
         gone = self._described(pointer, state)
         return AdapterWritten(written, state, gone), str(pointer.value["digest"])
 

@@ -162,6 +162,7 @@ class IngressDeployment:
             max_upload_bytes=settings.adapters.max_adapter_bytes,
             upload_dir=settings.upload_dir,
             loopback_only=True,
+            context=settings.context,
         )
 
 

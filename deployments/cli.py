@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deployments import cli_adapters, cli_cache, cli_encoders, cli_generation
+from deployments import cli_adapters, cli_cache, cli_encoders, cli_generation, cli_memories, cli_tour
 from deployments.cli_output import AsJson, messages, print_json, progress_bar, settings_rows
 from deployments.settings import Settings
 from graph.errors import WeftError
@@ -27,6 +27,7 @@ imports = typer.Typer(no_args_is_help=True)
 app.add_typer(imports, name="import", help="Bring data in.")
 app.add_typer(cli_encoders.commands, name="encoder", help="Trained encoders.")
 app.add_typer(cli_cache.commands, name="cache", help="The cache of text embeddings.")
+app.add_typer(cli_memories.commands, name="memories", help="What is remembered of a user.")
 app.add_typer(cli_adapters.commands, name="adapters", help="LoRA adapters of the language model.")
 
 Strict = Annotated[bool, typer.Option(help="Refuse everything if one row is bad.")]
@@ -143,16 +144,22 @@ def _welcome(settings: Settings) -> None:
         f"  curl -X POST {settings.url}/v1/search -H 'content-type: application/json' \\\n"
         '       -d \'{"query": "a love story at sea", "n": 3}\''
     )
+    print(
+        f"  curl -X POST {settings.url}/v1/users/{user}/memories -H 'content-type: application/json' \\\n"
+        '       -d \'{"text": "I watch films with my daughter."}\''
+    )
     model = settings.language_model
     if model.enabled:
         print(
             f"  curl -X POST {settings.url}/v1/generate -H 'content-type: application/json' \\\n"
-            f'       -d \'{{"user_id": "{user}", "text": "What should I watch?", "max_tokens": 20}}\''
+            f'       -d \'{{"user_id": "{user}", "temperature": 0, '
+            '"text": "What should I watch next, and what do you know about me?"}\''
         )
-    print()
+    print("\nOr all of it, step by step, in another terminal: .venv/bin/weft tour\n")
     if model.enabled and not model.model:
         print(
-            "No language model is set: a stand-in with random weights answers, and its words mean nothing.\n"
+            "The language model is the small one that comes with Weft, for demonstration: it answers\n"
+            "from what is known about a user and knows nothing else.\n"
             "WEFT_LANGUAGE_MODEL__MODEL=path/to/model sets a real one (docs/generation.md).\n"
         )
     print("Ctrl-C stops it.", flush=True)
@@ -251,6 +258,21 @@ def import_csv(
     _import(Settings(), TableDataset(options), rejects, strict, as_json)
 
 
+@imports.command("mesh")
+def import_mesh(
+    path: Annotated[Path, typer.Argument(help="Folder with one JSON knowledge graph per user.")],
+    strict: Strict = False,
+    rejects: RejectsFile = Path("rejects.csv"),
+    as_json: AsJson = False,
+) -> None:
+    """Import what users said, with its relations; docs/memory.md has the format."""
+    from deployments.store_access import item_ids
+    from graph.datasets import MeshDataset
+
+    settings = Settings()
+    _import(settings, MeshDataset(path, item_ids(settings)), rejects, strict, as_json)
+
+
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Another seed, another catalogue.")] = 7, as_json: AsJson = False
@@ -279,7 +301,8 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
         return
     line = (
         f"{summary.kept:,} rows kept, {summary.rejected:,} rejected; {summary.items:,} items, "
-        f"{summary.ratings:,} ratings, {summary.memories:,} memories; {summary.changed:,} rows changed"
+        f"{summary.ratings:,} ratings, {summary.memories:,} memories, {summary.relations:,} relations; "
+        f"{summary.changed:,} rows changed"
     )
     (messages if as_json is None else Console(highlight=False)).print(line, soft_wrap=True)
     if summary.rejected:
@@ -294,6 +317,7 @@ app.command()(cli_encoders.evaluate)
 
 app.command()(cli_generation.generate)
 app.command()(cli_generation.chat)
+app.command()(cli_tour.tour)
 
 
 if __name__ == "__main__":

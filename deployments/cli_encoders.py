@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,17 +15,28 @@ from deployments.cli_output import AsJson, messages, print_json, progress_bar
 from deployments.settings import Settings
 from graph.errors import InvalidInput, NotFound, Unavailable
 
+if TYPE_CHECKING:
+    from models.graph_encoder.parameters import EncoderKind
+
 commands = typer.Typer(no_args_is_help=True)
+
+Kind = Annotated[
+    Literal["linear", "sage"],
+    typer.Option("--encoder", help="linear ranks best; sage gives memories vectors too."),
+]
 
 
 def train(
+    encoder: Kind = "linear",
     seed: Annotated[int, typer.Option(help="Same seed, same encoder.")] = 0,
     activate: Annotated[bool, typer.Option(help="Make it the running encoder.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Train an encoder on the ratings and texts of the store and put it into service."""
     settings = Settings()
-    path, metadata = train_and_activate(settings, seed) if activate else _train(settings, seed)
+    path, metadata = (
+        train_and_activate(settings, seed, encoder) if activate else _train(settings, seed, encoder)
+    )
     if as_json:
         print_json({"encoder": path.name, "path": str(path), "metadata": metadata})
     else:
@@ -37,20 +48,28 @@ def list_encoders(as_json: AsJson = False) -> None:
     """Encoders in the data directory."""
     from deployments.store_access import active_encoder
     from models.graph_encoder.checkpoint import load_checkpoint
+    from models.graph_encoder.checkpoint_parameters import kind_of
 
     settings = Settings()
     active = active_encoder(settings)
     folder = settings.encoder_dir
-    found = [
-        {"encoder": path.name, "active": path == active, "dim": load_checkpoint(path).parameters.dim}
-        for path in sorted(folder.iterdir() if folder.is_dir() else [])
-    ]
+    found = []
+    for path in sorted(folder.iterdir() if folder.is_dir() else []):
+        parameters = load_checkpoint(path).parameters
+        found.append(
+            {
+                "encoder": path.name,
+                "active": path == active,
+                "kind": kind_of(parameters),
+                "dim": parameters.dim,
+            }
+        )
     if as_json:
         print_json(found)
         return
-    table = Table("encoder", "active", "dim")
+    table = Table("encoder", "active", "kind", "dim")
     for row in found:
-        table.add_row(str(row["encoder"]), "yes" if row["active"] else "", str(row["dim"]))
+        table.add_row(str(row["encoder"]), "yes" if row["active"] else "", str(row["kind"]), str(row["dim"]))
     Console().print(table)
 
 
@@ -68,15 +87,17 @@ def activate_encoder(digest: str) -> None:
     messages.print(f"Encoder {digest} is active.")
 
 
-def train_and_activate(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
+def train_and_activate(
+    settings: Settings, seed: int, encoder: EncoderKind = "linear"
+) -> tuple[Path, dict[str, Any]]:
     from deployments.store_access import activate
 
-    path, metadata = _train(settings, seed)
+    path, metadata = _train(settings, seed, encoder)
     activate(settings, path.name)
     return path, metadata
 
 
-def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
+def _train(settings: Settings, seed: int, encoder: EncoderKind) -> tuple[Path, dict[str, Any]]:
     from deployments.store_access import read_view
     from models.graph_encoder.checkpoint import save_checkpoint
     from models.graph_encoder.training import TrainingConfig, default_extractor
@@ -87,7 +108,7 @@ def _train(settings: Settings, seed: int) -> tuple[Path, dict[str, Any]]:
         view = read_view(settings)
         trained = train_encoder(
             view,
-            TrainingConfig(seed=seed),
+            TrainingConfig(encoder=encoder, seed=seed),
             lambda p: report("training", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
             default_extractor(view, text_model),
         )
@@ -127,6 +148,7 @@ def evaluate(
     words: Annotated[
         bool, typer.Option("--words", help="Features from the words of items instead of the text model.")
     ] = False,
+    kind: Kind = "linear",
     seed: Annotated[int, typer.Option()] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -157,6 +179,7 @@ def evaluate(
             seed,
             lambda p: report("evaluating", p.done, p.total, ": ".join(filter(None, (p.stage, p.message)))),
             encoder,
+            kind,
         )
     if as_json:
         print_json(asdict(found))

@@ -34,7 +34,8 @@ import orjson
 from deployments import client_adapters as adapters
 from deployments import client_calls as calls
 from deployments import client_generation as generation
-from deployments.client_calls import Call
+from deployments import client_memories as memories
+from deployments.client_calls import GENERATION_TIMEOUT_S, Call
 from deployments.client_errors import (
     ConflictError,
     ConnectionFailed,
@@ -50,7 +51,6 @@ from deployments.client_errors import (
     shapeless,
 )
 from deployments.client_generation import (
-    GENERATION_TIMEOUT_S,
     AsyncGenerationStream,
     Generated,
     GenerationStream,
@@ -273,6 +273,18 @@ class WeftClient(_Session):
     embedding = _sync(calls.embedding)
     list_encoders = _sync(calls.list_encoders)
     activate_encoder = _sync(calls.activate_encoder)
+    remember = _sync(memories.remember)
+    put_memories = _sync(memories.put_memories)
+    put_memory = _sync(memories.put_memory)
+    get_memory = _sync(memories.get_memory)
+    delete_memory = _sync(memories.delete_memory)
+    list_memories = _sync(memories.list_memories)
+    search_memories = _sync(memories.search_memories)
+    relate = _sync(memories.relate)
+    relate_many = _sync(memories.relate_many)
+    unrelate = _sync(memories.unrelate)
+    user_graph = _sync(memories.user_graph)
+    context = _sync(memories.context)
     generate = _sync(generation.generate)
     generate_batch = _sync(generation.generate_batch)
     list_models = _sync(generation.list_models)
@@ -366,6 +378,18 @@ class AsyncWeftClient(_Session):
     embedding = _async(calls.embedding)
     list_encoders = _async(calls.list_encoders)
     activate_encoder = _async(calls.activate_encoder)
+    remember = _async(memories.remember)
+    put_memories = _async(memories.put_memories)
+    put_memory = _async(memories.put_memory)
+    get_memory = _async(memories.get_memory)
+    delete_memory = _async(memories.delete_memory)
+    list_memories = _async(memories.list_memories)
+    search_memories = _async(memories.search_memories)
+    relate = _async(memories.relate)
+    relate_many = _async(memories.relate_many)
+    unrelate = _async(memories.unrelate)
+    user_graph = _async(memories.user_graph)
+    context = _async(memories.context)
     generate = _async(generation.generate)
     generate_batch = _async(generation.generate_batch)
     list_models = _async(generation.list_models)

@@ -37,6 +37,9 @@ from deployments.client_results import (
 
 T = TypeVar("T")
 
+GENERATION_TIMEOUT_S = 150.0
+"""Longer than the service's own limit, so that its error arrives."""
+
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -96,7 +99,7 @@ class ItemInput(TypedDict):
 
 def put_user(user_id: str, attributes: Mapping[str, Any] | None = None) -> Call[Written]:
     """Create a user or replace its attributes."""
-    return _write("PUT", f"/v1/users/{segment(user_id)}", {"attributes": dict(attributes or {})})
+    return writing("PUT", f"/v1/users/{segment(user_id)}", {"attributes": dict(attributes or {})})
 
 
 def get_user(user_id: str) -> Call[User]:
@@ -104,7 +107,7 @@ def get_user(user_id: str) -> Call[User]:
 
 
 def delete_user(user_id: str) -> Call[Written]:
-    return _write("DELETE", f"/v1/users/{segment(user_id)}")
+    return writing("DELETE", f"/v1/users/{segment(user_id)}")
 
 
 def list_users(limit: int = 100, after: str | None = None) -> Call[Page[User]]:
@@ -119,12 +122,12 @@ def put_item(
 ) -> Call[Written]:
     """Create an item or replace its metadata."""
     body = {"title": title, "tags": list(tags), "year": year, "text": text}
-    return _write("PUT", f"/v1/items/{segment(item_id)}", body)
+    return writing("PUT", f"/v1/items/{segment(item_id)}", body)
 
 
 def put_items(items: Iterable[ItemInput]) -> Call[Written]:
     """Create or replace many items as one version."""
-    return _write("POST", "/v1/items", {"items": list(items)})
+    return writing("POST", "/v1/items", {"items": list(items)})
 
 
 def get_item(item_id: str) -> Call[Item]:
@@ -132,7 +135,7 @@ def get_item(item_id: str) -> Call[Item]:
 
 
 def delete_item(item_id: str) -> Call[Written]:
-    return _write("DELETE", f"/v1/items/{segment(item_id)}")
+    return writing("DELETE", f"/v1/items/{segment(item_id)}")
 
 
 def list_items(limit: int = 100, after: str | None = None) -> Call[Page[Item]]:
@@ -158,16 +161,16 @@ def similar_items(
 def rate(user_id: str, item_id: str, value: float, timestamp: int | None = None) -> Call[Written]:
     """Rate an item; without a timestamp it is the server's time."""
     body: dict[str, Any] = {"user_id": user_id, "item_id": item_id, "value": value}
-    return _write("POST", "/v1/ratings", body if timestamp is None else body | {"timestamp": timestamp})
+    return writing("POST", "/v1/ratings", body if timestamp is None else body | {"timestamp": timestamp})
 
 
 def rate_many(ratings: Iterable[RatingInput]) -> Call[Written]:
     """Write many ratings as one version."""
-    return _write("POST", "/v1/ratings", {"ratings": list(ratings)})
+    return writing("POST", "/v1/ratings", {"ratings": list(ratings)})
 
 
 def delete_rating(user_id: str, item_id: str) -> Call[Written]:
-    return _write("DELETE", f"/v1/users/{segment(user_id)}/ratings/{segment(item_id)}")
+    return writing("DELETE", f"/v1/users/{segment(user_id)}/ratings/{segment(item_id)}")
 
 
 def list_ratings(user_id: str, limit: int = 100, after: str | None = None) -> Call[Page[Rating]]:
@@ -186,10 +189,11 @@ def recommend(
     candidates: Sequence[str] | None = None,
     exclude_seen: bool = True,
     exclude_below: float | None = None,
-    explain: bool = True,
+    because: bool = True,
+    explain: bool = False,
     exact_items: bool = False,
 ) -> Call[Recommendations]:
-    """What a user may like."""
+    """What a user may like; with `explain`, which takes longer, the language model says why of the first."""
     params: dict[str, Any] = {"n": n}
     given = {"tags": list(tags), "exclude": list(exclude), "exclude_below": exclude_below}
     params |= {name: value for name, value in given.items() if value not in (None, [])}
@@ -197,12 +201,15 @@ def recommend(
         params["candidates"] = list(candidates) or ""  # an empty list is a restriction too
     for name, flag, default in (
         ("exclude_seen", exclude_seen, True),
-        ("explain", explain, True),
+        ("because", because, True),
+        ("explain", explain, False),
         ("exact_items", exact_items, False),
     ):
         if flag is not default:
             params[name] = "true" if flag else "false"
-    return Call("GET", f"/v1/users/{segment(user_id)}/recommendations", recommendations_of, params)
+    path = f"/v1/users/{segment(user_id)}/recommendations"
+    timeout_s = GENERATION_TIMEOUT_S if explain else None
+    return Call("GET", path, recommendations_of, params, timeout_s=timeout_s)
 
 
 def recommend_many(
@@ -278,8 +285,9 @@ def invalidate_cache(
 # -------------------------------------------------------------------------------- encoders and operations
 
 
-def embedding(node_id: str, kind: str | None = None) -> Call[Embedding]:
-    params = {} if kind is None else {"kind": kind}
+def embedding(node_id: str, kind: str | None = None, *, user_id: str | None = None) -> Call[Embedding]:
+    """The vector of a user, an item, or, with kind="memory" and its owner in `user_id`, a memory."""
+    params = given(kind=kind, user_id=user_id)
     return Call("GET", f"/v1/nodes/{segment(node_id)}/embedding", lambda data: build(Embedding, data), params)
 
 
@@ -325,7 +333,8 @@ def given(**values: object) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _write(method: str, path: str, body: object = None) -> Call[Written]:
+def writing(method: str, path: str, body: object = None) -> Call[Written]:
+    """A write with a key of its own."""
     # One key per call, not per attempt: a retried write is answered like the first and written once.
     headers = {"idempotency-key": uuid.uuid4().hex}
     return Call(method, path, lambda data: build(Written, data), body=body, headers=headers, reads=False)

@@ -9,12 +9,9 @@ from typing import Any, NotRequired, TypedDict
 import httpx
 import orjson
 
-from deployments.client_calls import Call, given
+from deployments.client_calls import GENERATION_TIMEOUT_S, Call, given
 from deployments.client_errors import error_from, no_answer, shapeless
 from deployments.client_results import build
-
-GENERATION_TIMEOUT_S = 150.0
-"""Longer than the service's own limit, so that its error arrives."""
 
 
 class Turn(TypedDict):
@@ -51,6 +48,7 @@ class Generated:
     first_token_ms: float
     latency_ms: float
     version: str
+    context: Mapping[str, Any] | None = None  # "sources" (kind, id), "tokens", "missing", "version"
     logprobs: tuple[Mapping[str, Any], ...] | None = None
 
 
@@ -65,10 +63,9 @@ class GenerationFailure:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What `model` of a generation may name. `meaningful`: False for a stand-in, whose words mean nothing."""
+    """What `model` of a generation may name."""
 
     id: str
-    meaningful: bool
 
 
 def generate(
@@ -89,8 +86,15 @@ def generate(
     seed: int | None = None,
     stop: str | Sequence[str] | None = None,
     logprobs: int | None = None,
+    use_context: bool | None = None,
+    max_context_tokens: int | None = None,
+    explain_item: str | None = None,
 ) -> Call[Generated]:
-    """An answer to a text, or to the last of `messages`, with the adapter of the user or the one named."""
+    """An answer to a text, or to the last of `messages`, with the adapter of the user or the one named.
+
+    What is known about the user is part of the prompt unless `use_context` is False; with `explain_item` and
+    nothing to answer, why that item is suggested.
+    """
     body = given(
         text=text,
         messages=None if messages is None else list(messages),
@@ -108,6 +112,9 @@ def generate(
         seed=seed,
         stop=[stop] if isinstance(stop, str) else stop,
         logprobs=logprobs,
+        use_context=use_context,
+        max_context_tokens=max_context_tokens,
+        explain_item=explain_item,
     )
     # Repeating it costs a whole generation: only what the service asks to repeat is repeated.
     return Call(
@@ -137,7 +144,7 @@ def list_models() -> Call[tuple[Model, ...]]:
     return Call(
         "GET",
         "/v1/models",
-        lambda data: tuple(Model(entry["id"], entry["weft"]["meaningful"]) for entry in data["data"]),
+        lambda data: tuple(Model(entry["id"]) for entry in data["data"]),
     )
 
 

@@ -66,10 +66,13 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Recommendation:
+    """`explanation` is the language model's sentence, where it was asked for and could be had."""
+
     item_id: str
     title: str
     score: float
     because: tuple[Reason, ...] = ()
+    explanation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +186,8 @@ def build(kind: type[T], data: Mapping[str, Any]) -> T:
 
 def entry_of(data: Mapping[str, Any]) -> Recommendation:
     because = tuple(build(Reason, reason) for reason in data.get("because", ()))
-    return Recommendation(data["item_id"], data["title"], data["score"], because)
+    explanation = data.get("explanation") or {}
+    return Recommendation(data["item_id"], data["title"], data["score"], because, explanation.get("text"))
 
 
 def recommendations_of(data: Mapping[str, Any]) -> Recommendations:

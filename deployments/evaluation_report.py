@@ -16,6 +16,7 @@ from graph.errors import InvalidInput
 from graph.schema import Item, User
 from models.cold_start import ColdReport, ListMetrics, evaluate_cold
 from models.evaluation import Report, evaluate_protocol
+from models.graph_encoder.parameters import EncoderKind
 from models.graph_encoder.training import Progress, TrainingConfig
 from models.interactions import Interactions
 from models.offline_service import embed_items
@@ -31,6 +32,7 @@ def evaluate_dataset(
     seed: int,
     progress: Callable[[Progress], None],
     text_encoder: TextEncoder | None = None,
+    encoder: EncoderKind = "linear",
 ) -> Report | ColdReport:
     """Split the data set's ratings by the protocol, train on one part and measure on the other.
 
@@ -55,7 +57,7 @@ def evaluate_dataset(
         len(users),
         len(items),
     )
-    config = TrainingConfig(seed=seed)
+    config = TrainingConfig(encoder=encoder, seed=seed)
     vectors, text_model = None, None
     if text_encoder is not None:
         progress(Progress("embedding", 0, 1, f"{len(items):,} texts"))

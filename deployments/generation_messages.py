@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from deployments.memory_messages import ContextCandidates, FittedContext
 from models.adapter_pointers import AdapterArm, AdapterScope
 from models.language_model.protocol import (
     FinishReason,
@@ -32,6 +33,8 @@ class GenerateQuery:
     model: str | None = None  # None or the base model's name; else a reference, as `adapter`
     min_version: int = 0
     request_id: str = ""
+    context: ContextCandidates | None = None  # of `user_id`; goes into the system message of a conversation
+    max_context_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Started:
     prompt_tokens: int
     cached_tokens: int
     version: int  # of the feed that the choice was made from
+    context: FittedContext | None = None  # what the prompt holds of the query's; None without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,6 @@ class LanguageModelInfo:
     """The base model, and the adapters whose pointers are set, by reference (`user/alice`)."""
 
     model: str
-    meaningful: bool  # False: a stand-in whose words mean nothing
     adapters: tuple[str, ...]
 
 

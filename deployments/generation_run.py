@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, Started
+from deployments.memory_messages import FittedContext
 from graph.errors import Unavailable, WeftError
 from models.language_model.protocol import Admitted, Event, Failed, Finished, Piece, Ticket, TokenLogprob
 
@@ -51,6 +52,7 @@ class GenerationRun:
         self.query = query
         self.model = model
         self.version = 0  # of the feed; set when the adapters are chosen
+        self.context: FittedContext | None = None  # what the prompt holds of the query's
         self.began = time.time()
         self.started: Started | None = None
         self.result: Ended | None = None
@@ -148,6 +150,7 @@ class GenerationRun:
                     event.prompt_tokens,
                     event.cached_tokens,
                     self.version,
+                    self.context,
                 )
                 self._tell(self.started)
             case Piece():
@@ -186,8 +189,8 @@ class GenerationRun:
     # ------------------------------------------------------------------------------------------ the audit log
 
     def record(self, device: str, *, texts: bool) -> dict[str, object]:
-        """The line of the audit log; prompt and output only with `texts`."""
-        started, result, query = self.started, self.result, self.query
+        """The line of the audit log; prompt, context and output only with `texts`."""
+        started, result, query, context = self.started, self.result, self.query, self.context
         record: dict[str, object] = {
             "time": round(self.began, 3),
             "request_id": query.request_id,
@@ -201,6 +204,10 @@ class GenerationRun:
             "why": started.why if started else None,
             "version": self.version,
             "sampling": asdict(query.sampling),
+            "context": [{"kind": s.source_kind, "id": s.source_id} for s in context.lines]
+            if context
+            else None,
+            "context_tokens": context.tokens if context else None,
             "prompt_tokens": started.prompt_tokens if started else None,
             "cached_tokens": started.cached_tokens if started else None,
             "completion_tokens": result.completion_tokens if result else None,
@@ -214,6 +221,7 @@ class GenerationRun:
         if texts:
             prompt = query.prompt
             record["prompt"] = prompt if isinstance(prompt, str) else [asdict(turn) for turn in prompt]
+            record["context_text"] = context.text if context else None
             record["output"] = "".join(self.text)
         return record
 

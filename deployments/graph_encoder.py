@@ -11,11 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from deployments.cursors import read_cursor
 from deployments.encoder_pointers import SCOPE
 from deployments.following import Follower
 from deployments.generations import Generations, load_generation
 from deployments.graph_client import GraphStateClient
+from deployments.long_reads import LongReads
+from deployments.memory_reads import MemoryReads
 from deployments.messages import (
+    Float32,
     Int64,
     ItemRecord,
     ItemVectors,
@@ -28,10 +32,10 @@ from deployments.messages import (
 )
 from deployments.settings import Settings
 from graph.errors import InvalidInput, NotFound, NotYet, UnknownEncoder, WeftError
-from graph.schema import ChangeSet, Item, User
+from graph.schema import ChangeSet, Item, Memory, User
 from graph.view import GraphView
-from models.graph_encoder.features import extractor_from_config
-from models.graph_encoder.incremental import LinearState
+from models.graph_encoder.sage import SageState
+from models.graph_encoder.state import EncoderState, build_state
 
 log = logging.getLogger(__name__)
 
@@ -44,16 +48,23 @@ class _Generation:
 
     digest: str
     view: GraphView
-    state: LinearState
+    state: EncoderState
 
     def apply(self, changes: ChangeSet) -> None:
         self.state.apply(self.view.apply(changes), self.view)
 
+    def knows(self, user_row: int, weights: Float32) -> bool:
+        """Whether there is anything personal about a user: something liked or, for `sage`, remembered."""
+        remembered = isinstance(self.state, SageState) and self.view.num_memories_of(user_row) > 0
+        return remembered or bool(weights.any())
 
-class GraphEncoder:
+
+class GraphEncoder(MemoryReads):
     """One replica. Methods that take lists answer one entry per query, errors included."""
 
     def __init__(self, settings: Settings, source: GraphStateClient) -> None:
+        self._long_reads = LongReads()
+        super().__init__(lambda: self.view, self._check_version, self._long_reads)
         self._settings = settings
         self._generations: Generations[_Generation] = Generations(self._build)
         self._idle_view = GraphView()  # answers while there is no encoder
@@ -81,6 +92,10 @@ class GraphEncoder:
             self._idle_view = GraphView()  # every generation has its own
 
     async def apply(self, changes: ChangeSet) -> None:
+        async with self._long_reads.none():
+            self._apply(changes)
+
+    def _apply(self, changes: ChangeSet) -> None:
         for backlog in self._backlogs:
             backlog.append(changes)
         active = self._generations.active
@@ -107,8 +122,7 @@ class GraphEncoder:
         def build() -> _Generation:
             checkpoint = load_generation(self._settings.encoder_dir, digest)
             view = GraphView.from_contents(contents)
-            extractor = extractor_from_config(checkpoint.parameters.features)
-            return _Generation(digest, view, LinearState(checkpoint.parameters, extractor, view))
+            return _Generation(digest, view, build_state(checkpoint.parameters, view))
 
         try:
             generation = await asyncio.to_thread(build)
@@ -139,11 +153,11 @@ class GraphEncoder:
             except WeftError as error:
                 answers.append(error)
         if rows:
-            vectors = iter(active.state.user_vectors(rows))
+            vectors = iter(zip(rows, active.state.user_vectors(rows), strict=True))
             for place, (query, answer) in enumerate(zip(queries, answers, strict=True)):
                 if query.user_id is not None and isinstance(answer, UserVector):
-                    vector = next(vectors)
-                    if answer.seen_weights.any():
+                    row, vector = next(vectors)
+                    if active.knows(row, answer.seen_weights):
                         answers[place] = _with_vector(answer, vector)
         return answers
 
@@ -207,28 +221,23 @@ class GraphEncoder:
     async def node_embedding(
         self, node_id: str, kind: str | None, min_version: int
     ) -> NodeEmbedding | WeftError:
-        """The vector of a user or an item, without the items' bias."""
+        """The vector of a user, an item (without the items' bias) or, where the encoder has it, a memory."""
         active = self._generations.active
         if active is None:
             return self._generations.absence()
         try:
             self._check_version(min_version)
-        except NotYet as error:
+            found = _named(active.view, node_id, kind)
+            if isinstance(found, User):
+                vector = active.state.user_vector(found.row)
+            elif isinstance(found, Item):
+                vector = active.state.target[found.row].copy()
+            else:
+                vector = active.state.memory_vectors([found.row])[0]
+        except WeftError as error:
             return error
-        user = active.view.find_user(node_id) if kind in (None, "user") else None
-        item = active.view.find_item(node_id) if kind in (None, "item") else None
-        if user and item:
-            return InvalidInput(
-                f"{node_id!r} is a user and an item: say which with kind=user or kind=item", param="kind"
-            )
-        if user:
-            return NodeEmbedding(
-                node_id, "user", active.state.user_vector(user.row), active.digest, active.view.version
-            )
-        if item:
-            vector = active.state.target[item.row].copy()
-            return NodeEmbedding(node_id, "item", vector, active.digest, active.view.version)
-        return NotFound(f"no {kind or 'user or item'} {node_id!r}", param="node_id")
+        kind = type(found).__name__.lower()
+        return NodeEmbedding(node_id, kind, vector, active.digest, active.view.version)
 
     # ------------------------------------------------------------------------------------------------- reads
 
@@ -260,7 +269,7 @@ class GraphEncoder:
         """A user's ratings by item row: the one order that every replica has, whatever way it came here."""
         try:
             self._check_version(min_version)
-            start = _cursor(after)
+            start = read_cursor(after)
             user = self.view.user(user_id)
         except WeftError as error:
             return error
@@ -291,6 +300,8 @@ class GraphEncoder:
             "users": view.num_users,
             "items": view.num_items,
             "ratings": view.num_ratings,
+            "memories": view.num_memories,
+            "relations": view.num_relations,
             "rating_bytes": by_user + by_item,
             "text_vectors": view.num_text_vectors,
             "text_vector_bytes": view.text_vector_bytes,
@@ -330,7 +341,7 @@ class GraphEncoder:
         """Live nodes in the order of their rows, from the cursor `after`."""
         try:
             self._check_version(min_version)
-            start = _cursor(after)
+            start = read_cursor(after)
         except WeftError as error:
             return error
         found = (node for row in range(start, num_rows) if (node := node_at(row)) is not None)
@@ -340,15 +351,24 @@ class GraphEncoder:
         return Page(tuple(record(n) for n in page), following, self.view.version)
 
 
-def _cursor(after: str | None) -> int:
-    if after is None:
-        return 0
-    if not after.isascii() or not after.isdigit() or len(after) > 18:
-        raise InvalidInput(f"cursor {after[:40]!r}: use the `next` of the page before", param="after")
-    return int(after)
-
-
 def _with_vector(answer: UserVector, vector: Any) -> UserVector:
     return UserVector(
         vector, answer.seen_rows, answer.seen_weights, answer.seen_values, answer.version, answer.encoder
     )
+
+
+def _named(view: GraphView, node_id: str, kind: str | None) -> User | Item | Memory:
+    """The one node of that id and kind; without a kind a user or an item, for memories are private."""
+    finders = {"user": view.find_user, "item": view.find_item, "memory": view.find_memory}
+    kinds = ("user", "item") if kind is None else (kind,)
+    asked = {name: find for name, find in finders.items() if name in kinds}
+    nodes = {name: node for name, find in asked.items() if (node := find(node_id)) is not None}
+    if len(nodes) > 1:
+        raise InvalidInput(
+            f"{node_id!r} is the id of several nodes: say which with "
+            + " or ".join(f"kind={name}" for name in nodes),
+            param="kind",
+        )
+    if not nodes:
+        raise NotFound(f"no {kind or 'user or item'} {node_id!r}", param="node_id")
+    return next(iter(nodes.values()))

@@ -8,24 +8,16 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
+from deployments.adapter_calls import AdapterCalls
 from deployments.adapter_manager import AdapterManager
 from deployments.adapter_versions import AdapterVersions, is_state, state_of
 from deployments.audit_log import AuditLog
+from deployments.context_fitting import ContextFitter
 from deployments.following import Follower
-from deployments.generation_messages import (
-    ActivateAdapter,
-    AdapterListing,
-    AdapterState,
-    AdapterWritten,
-    Delta,
-    Ended,
-    GenerateAnswer,
-    GenerateQuery,
-    LanguageModelInfo,
-    PutAdapter,
-)
+from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, LanguageModelInfo
 from deployments.generation_run import GenerationRun, Mailbox, StreamEvent
 from deployments.graph_client import GraphStateClient
+from deployments.memory_messages import ContextCandidates, FittedContext
 from deployments.opening_language_model import OpenedLanguageModel, Opener, open_language_model
 from deployments.settings import Settings
 from deployments.warm_adapters import WarmAdapters
@@ -41,7 +33,7 @@ from graph.errors import (
 from graph.schema import ChangeSet, Pointer
 from graph.view import GraphView
 from models.adapter_cascade import AdapterCascade
-from models.adapter_pointers import AdapterScope, parse_reference
+from models.adapter_pointers import parse_reference
 from models.language_model.protocol import AdapterChoice, GenerationRequest, LanguageBackend, Listener, Ticket
 
 log = logging.getLogger(__name__)
@@ -57,7 +49,7 @@ _PAUSE_S = 0.02
 """Between two messages of a stream: a message costs more than a token, and nobody reads faster."""
 
 
-class LanguageModel:
+class LanguageModel(AdapterCalls):
     """One replica. A model that cannot be opened does not keep it from starting: calls say why, and it is
     tried again.
     """
@@ -65,10 +57,12 @@ class LanguageModel:
     def __init__(
         self, settings: Settings, source: GraphStateClient, opener: Opener = open_language_model
     ) -> None:
+        super().__init__(self._manager_at)
         self._settings, self._source, self._opener = settings, source, opener
         self._limits = settings.language_model
         self._opened: OpenedLanguageModel | None = None
         self._manager: AdapterManager | None = None
+        self._fitter: ContextFitter | None = None
         self._warm: WarmAdapters | None = None
         self._failure: str | None = "it is being opened"
         self._opening: asyncio.Task[None] | None = None
@@ -144,8 +138,6 @@ class LanguageModel:
     async def _begin(self, opened: OpenedLanguageModel) -> None:
         backend, residents = opened.backend, opened.residents
         log.info("language model %s is open on %s", backend.model_name, backend.device)
-        if not opened.meaningful:
-            log.warning("language model %s is a stand-in: its words mean nothing", backend.model_name)
         manager = AdapterManager(
             self._settings,
             self._source,
@@ -159,6 +151,7 @@ class LanguageModel:
             folder = self._settings.adapter_dir
             self._warm = WarmAdapters(folder, residents, self._settings.adapters.warm_up)
         self._opened, self._manager, self._failure = opened, manager, None
+        self._fitter = ContextFitter(backend)
         if self._warm is not None and self._follower.version >= 0:
             self._warm.start(self._versions)
 
@@ -255,8 +248,15 @@ class LanguageModel:
                 run.version = self._follower.version
                 return choose(failed)
 
+            if query.context is not None and self._fitter is not None:
+                run.context = await self._fitter.fit_beside(query, query.context)
             request = GenerationRequest(
-                query.request_id, query.prompt, query.sampling, chosen, owner=query.user_id
+                query.request_id,
+                query.prompt,
+                query.sampling,
+                chosen,
+                query.user_id,
+                "" if run.context is None else run.context.text,
             )
             run.accepted(await _submitted(backend, request, partial(self._mailbox.post, run)))
         except WeftError as error:
@@ -292,6 +292,15 @@ class LanguageModel:
             device = "none" if self._opened is None else self._opened.backend.device
             self._audit.write(run.record(device, texts=self._settings.audit.texts))
 
+    async def fit_context(self, lines: ContextCandidates, max_tokens: int) -> FittedContext | WeftError:
+        """The lines as a prompt with room for `max_tokens` of them would have them."""
+        try:
+            self._model()
+        except WeftError as error:
+            return error
+        assert self._fitter is not None
+        return await self._fitter.fit(lines, max_tokens)
+
     async def info(self) -> LanguageModelInfo | WeftError:
         """The base model, and the references of adapters that are active."""
         try:
@@ -299,55 +308,9 @@ class LanguageModel:
         except WeftError as error:
             return error
         names = sorted(f"{state.scope}/{state.name}" for state in self._versions.active())
-        return LanguageModelInfo(opened.backend.model_name, opened.meaningful, tuple(names))
+        return LanguageModelInfo(opened.backend.model_name, tuple(names))
 
-    # ----------------------------------------------------------------------------------------------- adapters
-
-    async def list_adapters(
-        self, limit: int, after: str | None, scope: AdapterScope | None, name: str | None, min_version: int
-    ) -> AdapterListing | WeftError:
-        try:
-            return await self._adapters(min_version).list(limit, after, scope, name)
-        except WeftError as error:
-            return error
-
-    async def put_adapter(self, what: PutAdapter, min_version: int) -> AdapterWritten | WeftError:
-        try:
-            return await self._adapters(min_version).put(what)
-        except WeftError as error:
-            return error
-
-    async def activate_adapter(self, what: ActivateAdapter, min_version: int) -> AdapterWritten | WeftError:
-        try:
-            return await self._adapters(min_version).activate(what)
-        except WeftError as error:
-            return error
-
-    async def roll_back_adapter(
-        self, scope: AdapterScope, name: str, min_version: int
-    ) -> AdapterWritten | WeftError:
-        try:
-            return await self._adapters(min_version).roll_back(scope, name)
-        except WeftError as error:
-            return error
-
-    async def delete_adapter(
-        self, scope: AdapterScope, name: str, version: str, min_version: int
-    ) -> AdapterWritten | WeftError:
-        try:
-            return await self._adapters(min_version).delete(scope, name, version)
-        except WeftError as error:
-            return error
-
-    async def adapter_history(
-        self, scope: AdapterScope, name: str, min_version: int
-    ) -> tuple[AdapterState, ...] | WeftError:
-        try:
-            return await self._adapters(min_version).history(scope, name)
-        except WeftError as error:
-            return error
-
-    def _adapters(self, min_version: int) -> AdapterManager:
+    def _manager_at(self, min_version: int) -> AdapterManager:
         self._check_version(min_version)
         self._model()
         assert self._manager is not None
@@ -365,7 +328,6 @@ class LanguageModel:
             "version": self._follower.version,
             "following": self._follower.alive and self._follower.connected,
             "open": opened is not None,
-            "meaningful": None if opened is None else opened.meaningful,
             "failure": self._failure,
             "active_adapters": sum(1 for _ in self._versions.active()),
             "audit": None if self._audit is None else self._audit.status(),

@@ -52,7 +52,7 @@ class RecommendQuery:
     tags: tuple[str, ...] = ()  # keep items that carry all of these
     exclude: tuple[str, ...] = ()  # item ids never to return; unknown ids are ignored
     candidates: tuple[str, ...] | None = None  # restrict to these item ids; unknown ids are ignored
-    explain: bool = True
+    because: bool = True  # name the rated items that are the reasons
     exact_items: bool = False  # pull item vectors up to min_version before searching
     min_version: int = 0
 
@@ -284,7 +284,7 @@ class Page:
 @dataclass(frozen=True, slots=True)
 class NodeEmbedding:
     node_id: str
-    kind: str  # "user" or "item"
+    kind: str  # "user", "item" or "memory"
     vector: Float32  # [D]
     encoder: str
     version: int

@@ -11,6 +11,7 @@ from deployments.adapter_manager import Store
 from deployments.settings import Settings
 from graph.errors import WeftError
 from models.language_model.protocol import LanguageBackend
+from models.small_model.folder import small_model_folder
 
 if TYPE_CHECKING:
     from models.language_model.opening_engine import AdapterPlaces
@@ -37,7 +38,6 @@ class OpenedLanguageModel:
     backend: LanguageBackend
     store: Store
     residents: Residents | None = None
-    meaningful: bool = True
 
     def close(self) -> None:
         """What runs ends as Unavailable; waits for adapters that are being loaded."""
@@ -66,11 +66,10 @@ def _open_local(settings: Settings) -> OpenedLanguageModel:
     from models.language_model.engine_limits import EngineLimits
     from models.language_model.opening import LanguageModelSpec
     from models.language_model.opening_engine import EngineOptions, open_engine
-    from models.language_model.stand_in import make_stand_in
 
     limits = settings.language_model
     spec = LanguageModelSpec(
-        model=limits.model or str(make_stand_in(settings.stand_in_dir)),
+        model=limits.model or str(small_model_folder()),
         device=limits.device,
         dtype=limits.dtype,
         quantization=limits.quantization,
@@ -88,7 +87,7 @@ def _open_local(settings: Settings) -> OpenedLanguageModel:
     opened = open_engine(spec, _places(settings), EngineOptions(engine_limits, limits.prefix_cache_bytes))
     if opened.store is None:
         raise AssertionError("an engine with a folder of adapters has a store of them")
-    return OpenedLanguageModel(opened.engine, opened.store, opened.residents, opened.base.meaningful)
+    return OpenedLanguageModel(opened.engine, opened.store, opened.residents)
 
 
 def _open_remote(settings: Settings) -> OpenedLanguageModel:

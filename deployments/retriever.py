@@ -365,7 +365,7 @@ class Retriever:
             self._allowed(query.tags, query.candidates),
             query.n,
             query.exclude_seen,
-            query.explain,
+            query.because,
         )
 
     def _allowed(self, tags: Sequence[str], candidates: Sequence[str] | None) -> Int64 | None:

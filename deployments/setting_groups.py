@@ -205,6 +205,24 @@ class TextIndexerSettings(Group):
     retry_s: Seconds = Field(1.0, description="Pause after a failure; doubles up to 10 s.")
 
 
+class ContextSettings(Group):
+    """What of a user's own graph goes into a prompt."""
+
+    enabled: bool = Field(
+        True, description="Whether generation for a named user uses context unless told otherwise."
+    )
+    max_tokens: int = Field(384, ge=1, le=32_768, description="Tokens of context in a prompt, by default.")
+    max_lines: int = Field(64, ge=1, le=1_000, description="Lines considered before the tokens are counted.")
+    suggestions: int = Field(5, ge=0, le=50, description="Recommendations among the lines.")
+    timeout_s: Seconds = Field(
+        1.0, description="How long an answer waits for the query's embedding and for recommendations each."
+    )
+    explained_items: int = Field(
+        3, ge=1, le=20, description="Recommendations that `explain=true` gives a sentence."
+    )
+    explanation_tokens: int = Field(64, ge=1, le=1_024, description="Tokens of such a sentence at most.")
+
+
 class LanguageModelSettings(Group):
     """The language model and what runs it."""
 
@@ -216,7 +234,7 @@ class LanguageModelSettings(Group):
         "",
         description=(
             "Name or path of a causal language model (Hugging Face layout), or its name at the endpoint; "
-            "empty: a tiny stand-in, made at first start, whose words mean nothing."
+            "empty: the small one that comes with Weft, for demonstration."
         ),
     )
     url: str = Field("", description="Base of the endpoint, such as http://127.0.0.1:8080/v1 (openai).")

@@ -17,6 +17,7 @@ from deployments.setting_groups import (
     AdapterSettings,
     AuditSettings,
     CacheSettings,
+    ContextSettings,
     GraphEncoderSettings,
     GraphStateSettings,
     Group,
@@ -56,6 +57,7 @@ class Settings(BaseSettings):
     text_embedder: TextEmbedderSettings = TextEmbedderSettings()
     text_indexer: TextIndexerSettings = TextIndexerSettings()
     cache: CacheSettings = CacheSettings()
+    context: ContextSettings = ContextSettings()
     language_model: LanguageModelSettings = LanguageModelSettings()
     adapters: AdapterSettings = AdapterSettings()
     audit: AuditSettings = AuditSettings()
@@ -118,11 +120,6 @@ class Settings(BaseSettings):
     @property
     def adapter_inbox(self) -> Path:
         return self.adapters.inbox or self.data_dir / "adapter-inbox"
-
-    @property
-    def stand_in_dir(self) -> Path:
-        """The language model that is made when none is set."""
-        return self.data_dir / "stand-in-model"
 
     @property
     def audit_dir(self) -> Path:

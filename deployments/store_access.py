@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
+from typing import TypeVar
 
 from deployments.client import WeftClient
 from deployments.client_calls import Written
+from deployments.client_memories import MemoriesWritten, MemoryInput, RelationInput
 from deployments.encoder_pointers import ACTIVE, SCOPE, digest_of
 from deployments.settings import Settings
 from graph.errors import Conflict, WeftError
 from graph.lock import StoreLock, read_holder
 from graph.schema import (
     ChangeSet,
+    Operation,
     PutItem,
+    PutMemory,
     PutPointer,
     PutRating,
+    PutRelation,
     PutUser,
     WriteRequest,
     WriteResult,
@@ -26,6 +33,9 @@ from graph.view import GraphView
 from graph.writer import GraphWriter
 
 Write = Callable[[WriteRequest], WriteResult]
+
+_BODY_CHARS = 250_000
+"""Texts in one request: in JSON a character takes 12 bytes at most, and a body has 4 MiB by default."""
 
 
 @contextmanager
@@ -61,6 +71,16 @@ def read_view(settings: Settings) -> GraphView:
         view = GraphView(store.store_id)
         view.apply(ChangeSet.concatenate(list(store.changes_since(0))))
         return view
+    finally:
+        store.close()
+
+
+def item_ids(settings: Settings) -> frozenset[str]:
+    """Ids of the items in the store; a running service is not disturbed."""
+    store = GraphStore(settings.store_url)
+    try:
+        pages = store.changes_since(0, frozenset({"item"}))
+        return frozenset(item.item_id for page in pages for item in page.items if not item.deleted)
     finally:
         store.close()
 
@@ -111,12 +131,62 @@ def _send(client: WeftClient, request: WriteRequest) -> WriteResult:
         results = [
             _result(client.put_user(o.user_id, o.attributes)) for o in operations if isinstance(o, PutUser)
         ]
-        return WriteResult(results[-1].version, sum(r.changed for r in results))
+        return _together(results)
+    if kinds == {PutMemory}:
+        return _together(_send_memories(client, operations))
+    if kinds == {PutRelation}:
+        return _together(_send_relations(client, operations))
     names = ", ".join(sorted(kind.__name__ for kind in kinds))
     raise Conflict(
         f"a running service does not take {names} from a command: stop it and run the command again"
     )
 
 
-def _result(written: Written) -> WriteResult:
+def _send_memories(client: WeftClient, operations: Sequence[Operation]) -> Iterator[WriteResult]:
+    for user_id, memories in _by_user(o for o in operations if isinstance(o, PutMemory)):
+        rows: list[MemoryInput] = []
+        size = 0
+        for memory in memories:
+            rows.append(
+                {
+                    "memory_id": memory.memory_id,
+                    "text": memory.text,
+                    "valid_at": memory.valid_at,
+                    "invalid_at": memory.invalid_at,
+                    "source": memory.source,
+                }
+            )
+            size += len(memory.text)
+            if size >= _BODY_CHARS:
+                yield _result(client.put_memories(user_id, rows))
+                rows, size = [], 0
+        if rows:
+            yield _result(client.put_memories(user_id, rows))
+
+
+def _send_relations(client: WeftClient, operations: Sequence[Operation]) -> Iterator[WriteResult]:
+    for user_id, relations in _by_user(o for o in operations if isinstance(o, PutRelation)):
+        rows: list[RelationInput] = []
+        for relation in relations:
+            row: RelationInput = {"memory_id": relation.memory_id, "name": relation.name}
+            row["item_id" if relation.target_kind == "item" else "to_memory_id"] = relation.target_id
+            rows.append(row)
+        yield _result(client.relate_many(user_id, rows))
+
+
+T = TypeVar("T", PutMemory, PutRelation)
+
+
+def _by_user(operations: Iterable[T]) -> Iterator[tuple[str, list[T]]]:
+    """Runs of operations of one user; the routes take one user's at a time."""
+    for user_id, run in groupby(operations, key=attrgetter("user_id")):
+        yield user_id, list(run)
+
+
+def _together(results: Iterable[WriteResult]) -> WriteResult:
+    found = list(results)
+    return WriteResult(found[-1].version, sum(result.changed for result in found))
+
+
+def _result(written: Written | MemoriesWritten) -> WriteResult:
     return WriteResult(int(written.version.rpartition(".")[2]), written.changed, written.replayed)

@@ -21,6 +21,7 @@ from deployments.ingress import (
     encoders,
     generate,
     items,
+    memories,
     models,
     nodes,
     operations,
@@ -34,6 +35,7 @@ from deployments.ingress.edge import Edge
 from deployments.ingress.exchange import Service
 from deployments.ingress.schemas import ErrorAnswer
 from deployments.ingress.uploads import SLACK_BYTES
+from deployments.setting_groups import ContextSettings
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 MAX_UPLOAD_BYTES = 256 * 1024 * 1024
@@ -46,7 +48,7 @@ A live recommender: what was written is visible in the next read.
 Every answer carries a `version`. Hand the highest one you have seen back as the header `x-weft-min-version`,
 and no read is older than what you know. Every error has one shape, `{"error": {"code", "message", "type",
 "param", "request_id", "retryable"}}`; `code` is stable; 429 and 503 say in `Retry-After` when to come back.
-Writes of users, items and ratings take an `Idempotency-Key`.
+Writes of users, items, ratings and memories take an `Idempotency-Key`.
 """
 
 
@@ -58,6 +60,7 @@ def create_app(
     upload_dir: Path | None = None,
     remembered_nodes: int = 100_000,
     loopback_only: bool = False,
+    context: ContextSettings | None = None,
     version: str = "0.1.0",
 ) -> FastAPI:
     """The application over a backend, which is made when the first request needs it.
@@ -68,8 +71,9 @@ def create_app(
     keeps.
     `loopback_only`: answer requests that name this machine in `Host`, and take writes from web pages of this
     machine alone; for a service that has no other protection.
+    `context`: what of a user's own graph goes into a prompt where a request does not say.
     """
-    service = Service(backend_factory, remembered_nodes, upload_dir)
+    service = Service(backend_factory, remembered_nodes, upload_dir, context)
     app = _Application(service, max_body_bytes, max_upload_bytes + SLACK_BYTES, loopback_only, version)
     for module in (
         recommendations,
@@ -83,6 +87,7 @@ def create_app(
         ratings,
         users,
         items,
+        memories,
         nodes,
         encoders,
         cache,

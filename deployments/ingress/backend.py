@@ -23,6 +23,15 @@ from deployments.generation_messages import (
     PutAdapter,
     Started,
 )
+from deployments.memory_messages import (
+    ContextCandidates,
+    FittedContext,
+    GraphAnswer,
+    MemoryPage,
+    MemoryQuery,
+    MemoryRecord,
+    MemorySearchAnswer,
+)
 from deployments.messages import (
     CacheInvalidation,
     EmbedAnswer,
@@ -106,6 +115,34 @@ class Backend(Protocol):
 
     async def language_model(self) -> LanguageModelInfo: ...
 
+    async def memory(self, user_id: str, memory_id: str, min_version: int) -> MemoryRecord:
+        """Raises UnknownUser, and UnknownMemory also for a memory of somebody else."""
+        ...
+
+    async def memories(self, user_id: str, limit: int, after: str | None, min_version: int) -> MemoryPage: ...
+
+    async def search_memories(self, query: MemoryQuery) -> MemorySearchAnswer:
+        """Embeds the text itself where `vector` is None. Raises UnknownUser."""
+        ...
+
+    async def user_graph(self, user_id: str, depth: int, limit: int, min_version: int) -> GraphAnswer:
+        """Nodes up to `depth` edges from the user, at most `limit` of them."""
+        ...
+
+    async def context_lines(
+        self, user_id: str, query: str, min_version: int, explain_item: str | None = None
+    ) -> ContextCandidates:
+        """Lines for a prompt; parts of the service that are away leave theirs out and are in `missing`.
+
+        With `explain_item` that item is among them, as a suggestion with its reasons. Raises UnknownUser,
+        UnknownItem.
+        """
+        ...
+
+    async def fit_context(self, lines: ContextCandidates, max_tokens: int) -> FittedContext:
+        """The lines as a prompt would have them, counted by the language model's tokenizer."""
+        ...
+
     async def adapters(
         self, limit: int, after: str | None, scope: AdapterScope | None, name: str | None, min_version: int
     ) -> AdapterListing: ...
@@ -135,7 +172,7 @@ class Backend(Protocol):
         ...
 
     async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
-        """`kind` is "user", "item" or None: whichever exists; InvalidInput if both do."""
+        """`kind` is "user", "item", "memory" or None: the user or item, InvalidInput if there are both."""
         ...
 
     async def encoders(self) -> list[EncoderInfo]: ...

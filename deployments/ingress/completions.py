@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from deployments.generation_messages import Delta, Ended, GenerateQuery, Started
 from deployments.ingress.event_stream import DONE, EVENT_STREAM, EventStream, event
 from deployments.ingress.exchange import Exchange, answer, exchange_of
-from deployments.ingress.generation import begun, chosen, generated, query_of, timings, usage
+from deployments.ingress.generation import asked, begun, chosen, generated, timings, usage
 from deployments.ingress.generation_answers import CompletionAnswer
 from deployments.ingress.generation_schemas import CompletionBody
 from models.language_model.protocol import TokenLogprob
@@ -28,7 +28,7 @@ async def complete(request: Request, body: CompletionBody) -> Response:
     """What follows a text, with the adapter of `user`; as server-sent events with `stream`."""
     exchange = exchange_of(request)
     exchange.refuse_query()
-    query = query_of(exchange, body)
+    query = await asked(request, exchange, body)
     if body.stream:
         started, events = await begun(request, exchange, query)
         return EventStream(exchange, _chunks(exchange, query, body, started, events), events)

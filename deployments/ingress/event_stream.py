@@ -31,9 +31,10 @@ class ClientGone(WeftError):
     code, status = "client_closed_request", 499
 
 
-def event(payload: object) -> bytes:
-    """One event. JSON holds no line break, so it is one line."""
-    return b"data: " + encoded(payload) + b"\n\n"
+def event(payload: object, name: str | None = None) -> bytes:
+    """One event, with a name where a stream has several kinds. JSON holds no line break: it is one line."""
+    named = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return named + b"data: " + encoded(payload) + b"\n\n"
 
 
 async def close(events: AsyncIterator[Any]) -> None:
@@ -76,13 +77,19 @@ async def _cancel(task: asyncio.Future[Any]) -> None:
 class EventStream(Response):
     """Sends what `chunks` yields, each at once; an exception of theirs becomes the last event, `{"error"}`.
 
-    `source` is what `chunks` are made from. Both are closed at the end, and as soon as the client goes away.
+    `source` is what `chunks` are made from, if they do not begin it themselves. Both are closed at the end,
+    and as soon as the client goes away.
     """
 
     media_type = EVENT_STREAM
     charset = "utf-8"
 
-    def __init__(self, exchange: Exchange, chunks: AsyncIterator[bytes], source: AsyncIterator[Any]) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        chunks: AsyncIterator[bytes],
+        source: AsyncIterator[Any] | None = None,
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._exchange = exchange
@@ -120,7 +127,8 @@ class EventStream(Response):
                 await _cancel(pump)
             await close(self._chunks)
             # Chunks that were never asked for one have nothing to close with.
-            await close(self._source)
+            if self._source is not None:
+                await close(self._source)
 
     async def _pump(self, send: Send) -> None:
         async for chunk in self._with_error():

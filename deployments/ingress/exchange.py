@@ -16,6 +16,7 @@ from deployments.ingress.backend import Backend
 from deployments.ingress.queries import QuerySpec, refuse_query
 from deployments.ingress.uploads import Uploads
 from deployments.ingress.versions import Acknowledged, required_version
+from deployments.setting_groups import ContextSettings
 from graph.errors import InvalidInput
 from graph.schema import Idempotency, Operation, WriteRequest, WriteResult
 
@@ -26,7 +27,11 @@ class Service:
     """What the replica holds: the backend, made when first needed, and the writes it acknowledged."""
 
     def __init__(
-        self, backend_factory: Callable[[], Backend], remembered: int, upload_dir: Path | None = None
+        self,
+        backend_factory: Callable[[], Backend],
+        remembered: int,
+        upload_dir: Path | None = None,
+        context: ContextSettings | None = None,
     ) -> None:
         self._backend_factory = backend_factory
         self._backend: Backend | None = None
@@ -34,6 +39,7 @@ class Service:
         self.items = Acknowledged(remembered)
         self.adapters = Acknowledged(remembered)  # by `scope/name` of the pointer, and "" for all of them
         self.uploads = Uploads(upload_dir)
+        self.context = context or ContextSettings()
 
     @property
     def backend(self) -> Backend:
@@ -110,10 +116,15 @@ class Exchange:
         *,
         users: Iterable[str] = (),
         items: Iterable[str] = (),
+        takes_query: bool = False,
     ) -> WriteResult:
-        """Commit, then remember the version for the users and items it concerns."""
-        self.refuse_query()
-        request = WriteRequest(tuple(operations), self._idempotency(body))
+        """Commit, then remember the version for the users and items it concerns.
+
+        `takes_query`: the route has read the query string; otherwise there must be none.
+        """
+        if not takes_query:
+            self.refuse_query()
+        request = WriteRequest(tuple(operations), self.idempotency(body))
         backend = self.backend
         result = await backend.write(request)
         store_id = backend.store_id
@@ -123,7 +134,8 @@ class Exchange:
             self.service.items.remember(store_id, item_id, result.version)
         return result
 
-    def _idempotency(self, body: bytes) -> Idempotency | None:
+    def idempotency(self, body: bytes) -> Idempotency | None:
+        """What the request's Idempotency-Key stands for; raises InvalidInput for a key that cannot be one."""
         header = self.headers.get(b"idempotency-key")
         if header is None:
             return None

@@ -13,9 +13,10 @@ from deployments.ingress.bodies import parsed
 from deployments.ingress.errors import failure_of
 from deployments.ingress.event_stream import EVENT_STREAM, EventStream, event, until_gone
 from deployments.ingress.exchange import Exchange, answer, exchange_of
-from deployments.ingress.generation import begun, chat_tokens, generated, query_of, timings
+from deployments.ingress.generation import asked, begun, chat_tokens, generated, query_of, timings
 from deployments.ingress.generation_answers import GenerateBatchAnswer, GeneratedAnswer
 from deployments.ingress.generation_schemas import GenerateBatchBody, GenerateBody
+from deployments.ingress.user_context import context_facts
 from graph.errors import InvalidInput
 from models.language_model.protocol import TokenLogprob
 
@@ -28,14 +29,14 @@ router = APIRouter(tags=["generation"])
     responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
 )
 async def generate(request: Request, body: GenerateBody) -> Response:
-    """An answer to a text or a conversation.
+    """An answer to a text or a conversation, with what is known about the user.
 
     With `stream` as server-sent events: `{"started": {...}}`, `{"text": "..."}` as often as there is more of
     it, and last `{"finished": {...}}` with the whole answer, or `{"error": {...}}`.
     """
     exchange = exchange_of(request)
     exchange.refuse_query()
-    query = query_of(exchange, body)
+    query = await asked(request, exchange, body)
     if body.stream:
         started, events = await begun(request, exchange, query)
         return EventStream(exchange, _events(exchange, query, started, events), events)
@@ -61,7 +62,7 @@ async def _one(exchange: Exchange, item: Any, place: int) -> dict[str, Any]:
         body = parsed(GenerateBody, item)
         if body.stream:
             raise InvalidInput("a batch is not streamed: leave stream out", param="stream")
-        query = query_of(exchange, body, f"{exchange.request_id}-{place}")
+        query = await query_of(exchange, body, f"{exchange.request_id}-{place}")
         found = await exchange.backend.generate(query)
         return _payload(exchange, query, found.started, found.ended, found.text, found.logprobs)
     except Exception as exception:
@@ -94,6 +95,7 @@ def _beginning(exchange: Exchange, query: GenerateQuery, started: Started) -> di
         "source": started.source,
         "why": started.why,
         "tokens": {"prompt": started.prompt_tokens, "cached": started.cached_tokens},
+        "context": context_facts(exchange, query, started),
         "version": exchange.token(started.version),
     }
 

@@ -1,8 +1,9 @@
-"""What the three routes of generation share: a query from a body, the start of a stream, facts."""
+"""What the routes of generation share: a query from a body, with context; the start of a stream; facts."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -10,13 +11,37 @@ from starlette.requests import Request
 from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, Started
 from deployments.ingress.event_stream import close, until_gone
 from deployments.ingress.exchange import Exchange
-from deployments.ingress.generation_schemas import AnyGenerationBody
+from deployments.ingress.generation_schemas import AnyGenerationBody, GenerateBody
+from deployments.ingress.user_context import candidates_for, context_facts, question_about, question_of
 from models.adapter_pointers import GLOBAL_NAME
-from models.language_model.protocol import TokenLogprob
+from models.language_model.protocol import Message, TokenLogprob
 
 
-def query_of(exchange: Exchange, body: AnyGenerationBody, request_id: str | None = None) -> GenerateQuery:
-    """The query a body asks for. Raises InvalidInput and ForeignToken."""
+async def asked(request: Request, exchange: Exchange, body: AnyGenerationBody) -> GenerateQuery:
+    """The query a body asks for, with its context; given up when the client goes away."""
+    return await until_gone(request, query_of(exchange, body))
+
+
+async def query_of(
+    exchange: Exchange, body: AnyGenerationBody, request_id: str | None = None
+) -> GenerateQuery:
+    """The query a body asks for, with what is known about its user.
+
+    Raises InvalidInput and ForeignToken, and UnknownItem for an item to explain.
+    """
+    query = _bare_query(exchange, body, request_id)
+    wanted = body.context
+    if wanted.explain_item is not None and isinstance(body, GenerateBody) and body.asks_nothing:
+        question = Message("user", await question_about(exchange, wanted.explain_item))
+        query = replace(query, prompt=(*body.prompt(), question))
+    defaults = exchange.service.context
+    if query.user_id is None or not wanted.is_wanted(defaults.enabled):
+        return query
+    lines = await candidates_for(exchange, query.user_id, question_of(query.prompt), wanted.explain_item)
+    return replace(query, context=lines, max_context_tokens=wanted.max_context_tokens or defaults.max_tokens)
+
+
+def _bare_query(exchange: Exchange, body: AnyGenerationBody, request_id: str | None) -> GenerateQuery:
     selection = body.selection
     blend = tuple((part.adapter, part.weight) for part in selection.blend or ())
     named = [text for text in (body.model, selection.adapter, *(part[0] for part in blend)) if text]
@@ -29,20 +54,20 @@ def query_of(exchange: Exchange, body: AnyGenerationBody, request_id: str | None
         blend=blend,
         model=body.model,
         min_version=exchange.min_version(
-            user_id=body.user_id, adapters=_pointers(body.user_id, selection.domain, named)
+            user_id=body.user_id, adapters=pointers(body.user_id, selection.domain, named)
         ),
         request_id=exchange.request_id if request_id is None else request_id,
     )
 
 
-def _pointers(user_id: str | None, domain: str | None, named: Iterable[str]) -> list[str]:
+def pointers(user_id: str | None, domain: str | None = None, named: Iterable[str] = ()) -> list[str]:
     """The pointers an answer may depend on, as `scope/name`."""
-    pointers = [f"global/{GLOBAL_NAME}", *("/".join(reference.split("/")[:2]) for reference in named)]
+    found = [f"global/{GLOBAL_NAME}", *("/".join(reference.split("/")[:2]) for reference in named)]
     if user_id is not None:
-        pointers.append(f"user/{user_id}")
+        found.append(f"user/{user_id}")
     if domain is not None:
-        pointers.append(f"domain/{domain}")
-    return pointers
+        found.append(f"domain/{domain}")
+    return found
 
 
 async def generated(request: Request, exchange: Exchange, query: GenerateQuery) -> GenerateAnswer:
@@ -66,7 +91,7 @@ async def begun(
 
 
 def chosen(exchange: Exchange, query: GenerateQuery, started: Started) -> dict[str, Any]:
-    """Under `weft`: whose adapter answers, and why."""
+    """Under `weft`: whose adapter answers, and why; what it is told about the user."""
     return {
         "user": query.user_id,
         "adapter": started.adapter,
@@ -75,6 +100,7 @@ def chosen(exchange: Exchange, query: GenerateQuery, started: Started) -> dict[s
         "why": started.why,
         "version": exchange.token(started.version),
         "cached_tokens": started.cached_tokens,
+        "context": context_facts(exchange, query, started),
     }
 
 

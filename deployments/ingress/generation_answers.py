@@ -6,7 +6,21 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from deployments.ingress.schemas import ErrorAnswer
+from deployments.ingress.schemas import ContextTimings, ErrorAnswer, SourceReference
+
+
+class ContextFacts(BaseModel):
+    """What the prompt held about the user: sources in its order, `tokens` long.
+
+    `missing` names what could not take part: `user` (nobody knows this one), `context`, `suggestions`,
+    `similarity`. `version` is that of what was read, null where nothing could be.
+    """
+
+    sources: list[SourceReference]
+    tokens: int
+    missing: list[str]
+    timings_ms: ContextTimings
+    version: str | None
 
 
 class ChosenAnswer(BaseModel):
@@ -19,6 +33,7 @@ class ChosenAnswer(BaseModel):
     why: str
     version: str
     cached_tokens: int
+    context: ContextFacts | None
 
 
 class WeftFacts(ChosenAnswer):
@@ -121,6 +136,7 @@ class GeneratedAnswer(BaseModel):
     queued_ms: float
     first_token_ms: float
     latency_ms: float
+    context: ContextFacts | None
     version: str
     logprobs: list[ChatToken] | None = None
 
@@ -131,18 +147,11 @@ class GenerateBatchAnswer(BaseModel):
     results: list[GeneratedAnswer | ErrorAnswer]
 
 
-class ModelFacts(BaseModel):
-    """`meaningful` is false for the stand-in, whose words mean nothing."""
-
-    meaningful: bool
-
-
 class ModelEntry(BaseModel):
     id: str
     object: Literal["model"]
     created: int
     owned_by: Literal["weft"]
-    weft: ModelFacts
 
 
 class ModelsAnswer(BaseModel):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.context_fitting import BYTES, fitted, num_bytes
 from deployments.generation_messages import (
     ActivateAdapter,
     AdapterListing,
@@ -24,11 +26,14 @@ from deployments.generation_messages import (
     Started,
 )
 from deployments.handles import begun, call_all, call_apart, cancelling, streamed
+from deployments.memory_messages import ContextCandidates, FittedContext
 from deployments.settings import Settings
 from graph.errors import ModelUnavailable, NotYet, Unavailable, WeftError
 from models.adapter_pointers import AdapterScope
 
 T = TypeVar("T")
+
+logger = logging.getLogger("weft.ingress")
 
 _STATUS_TIMEOUT_S = 2.0
 _ADAPTER_TIMEOUT_S = 120.0  # a large upload is checked in that
@@ -46,6 +51,7 @@ class GenerationBackend:
         self._handle_or_none = handle
         self._wait_s = settings.ingress.min_version_timeout_s
         self._timeout_s = settings.language_model.timeout_s + _GRACE_S
+        self._count_s = settings.context.timeout_s
 
     async def generate(self, query: GenerateQuery) -> GenerateAnswer:
         handle = self._of(query.user_id)
@@ -88,6 +94,18 @@ class GenerationBackend:
     async def language_model(self) -> LanguageModelInfo:
         found: LanguageModelInfo = await self._manage("info", 0)
         return found
+
+    async def fit_context(self, lines: ContextCandidates, max_tokens: int) -> FittedContext:
+        """The lines as a prompt would have them; counted in bytes where no model here counts tokens."""
+        try:
+            async with asyncio.timeout(self._count_s):
+                found = await call_apart(self._of(None), "fit_context", lines, max_tokens)
+        except (WeftError, TimeoutError) as error:
+            found = error if isinstance(error, WeftError) else Unavailable("no answer in time")
+        if not isinstance(found, WeftError):
+            return cast("FittedContext", found)
+        logger.info("a context is counted in bytes: %s", found.message)
+        return fitted(lines, max_tokens, num_bytes, BYTES)
 
     async def adapters(
         self, limit: int, after: str | None, scope: AdapterScope | None, name: str | None, min_version: int

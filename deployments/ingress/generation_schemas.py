@@ -1,6 +1,6 @@
 """Bodies of generation: OpenAI's chat and completions, and this service's own route.
 
-Each body says what it asks for in the same four words, `prompt()`, `sampling()`, `user_id` and `selection`;
+Each body says what it asks for with the same `prompt()`, `sampling()`, `user_id`, `selection`, `context`;
 `generation.query_of` makes a query of them. As in OpenAI's shapes, null is the same as leaving a field out.
 Values that nothing here could follow are refused and never ignored; the few fields that clients send by habit
 and that change nothing are taken.
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from deployments.ingress.context_options import NO_CONTEXT, ContextOptions, NoContextOptions
 from deployments.ingress.generation_fields import (
     FilledText,
     Ignored,
@@ -85,6 +86,14 @@ class GenerationOptions(Selection):
     repetition_penalty: RepetitionPenalty = None
 
 
+class ChatOptions(GenerationOptions, ContextOptions):
+    """The same, and what is known about the user."""
+
+
+class CompletionOptions(GenerationOptions, NoContextOptions):
+    """The same; a text to continue has no place for context."""
+
+
 def _or_nothing(value: Any) -> Any:
     return {} if value is None else value
 
@@ -110,10 +119,7 @@ class OpenAIBody(Body):
     presence_penalty: NoPenalty = None
     frequency_penalty: NoPenalty = None
     logit_bias: Annotated[None, refused("is not supported: leave it out")] = None
-    weft: Annotated[
-        GenerationOptions,
-        BeforeValidator(_or_nothing, json_schema_input_type=GenerationOptions | None),
-    ] = GenerationOptions()
+    weft: GenerationOptions
 
     @model_validator(mode="after")
     def _usage_of_streams(self) -> OpenAIBody:
@@ -204,6 +210,9 @@ class ChatBody(OpenAIBody):
     service_tier: Ignored = None
     prompt_cache_key: Ignored = None
     safety_identifier: Ignored = None
+    weft: Annotated[ChatOptions, BeforeValidator(_or_nothing, json_schema_input_type=ChatOptions | None)] = (
+        ChatOptions()
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatBody:
@@ -214,7 +223,12 @@ class ChatBody(OpenAIBody):
             raise InvalidInput(
                 "max_tokens and max_completion_tokens differ; send one of them", param="max_completion_tokens"
             )
+        self.weft.check(self.user, "weft.")
         return self
+
+    @property
+    def context(self) -> ContextOptions:
+        return self.weft
 
     def prompt(self) -> Prompt:
         return tuple(message.message() for message in self.messages)
@@ -250,6 +264,13 @@ class CompletionBody(OpenAIBody):
     echo: Never = None
     best_of: One = None
     suffix: Annotated[None, refused("is not supported: leave it out")] = None
+    weft: Annotated[
+        CompletionOptions, BeforeValidator(_or_nothing, json_schema_input_type=CompletionOptions | None)
+    ] = CompletionOptions()
+
+    @property
+    def context(self) -> ContextOptions:
+        return NO_CONTEXT
 
     def prompt(self) -> Prompt:
         return self.text
@@ -268,8 +289,11 @@ class PlainMessage(Body):
     content: PromptText
 
 
-class GenerateBody(Selection):
-    """`text`, which is one turn of a user, or a conversation in `messages`."""
+class GenerateBody(Selection, ContextOptions):
+    """`text`, which is one turn of a user, or a conversation in `messages`.
+
+    With `explain_item` neither is needed: then the question is why that item is suggested.
+    """
 
     user_id: Id | None = None
     text: FilledText | None = None
@@ -288,8 +312,19 @@ class GenerateBody(Selection):
 
     @model_validator(mode="after")
     def _one_prompt(self) -> GenerateBody:
-        if (self.text is None) == (self.messages is None):
+        both = self.text is not None and self.messages is not None
+        if both or (self.asks_nothing and self.explain_item is None):
             raise InvalidInput("send exactly one of text and messages", param="text")
+        self.check(self.user_id)
+        return self
+
+    @property
+    def asks_nothing(self) -> bool:
+        """Neither a text nor a conversation is here: the question is to be made."""
+        return self.text is None and self.messages is None
+
+    @property
+    def context(self) -> ContextOptions:
         return self
 
     @property

@@ -20,9 +20,10 @@ from deployments.graph_client import RemoteGraphState
 from deployments.graph_state import Outcome
 from deployments.handles import answer, call, call_all
 from deployments.ingress.generation_backend import GenerationBackend
-from deployments.ingress.item_vectors import ItemVectors
+from deployments.ingress.memory_backend import MemoryBackend
 from deployments.ingress.optional_embeddings import OptionalEmbeddings
 from deployments.ingress.text_status import combined, degraded, merged
+from deployments.ingress.write_vectors import WriteVectors
 from deployments.messages import (
     CacheInvalidation,
     EmbedAnswer,
@@ -69,11 +70,13 @@ class Parts:
     language_model: DeploymentHandle | None = None
 
 
-class HandleBackend(GenerationBackend):
+class HandleBackend(GenerationBackend, MemoryBackend):
     """One per ingress replica. Reads and writes that wait together share a call."""
 
     def __init__(self, settings: Settings, parts: Parts, state: RemoteGraphState, store_id: str) -> None:
-        super().__init__(settings, parts.language_model)
+        GenerationBackend.__init__(self, settings, parts.language_model)
+        encoder, embedder = parts.graph_encoder, parts.text_embedder
+        MemoryBackend.__init__(self, settings, encoder, embedder, self._reading, self.recommend, self.item)
         self.store_id = store_id
         self._warm, self._warming = False, asyncio.Lock()
         self._limits = settings.ingress
@@ -87,7 +90,7 @@ class HandleBackend(GenerationBackend):
         self._embedder = parts.text_embedder
         # Two, since they pause apart: a write gives up much sooner than a search.
         self._embeddings = OptionalEmbeddings(parts.text_embedder)
-        self._item_vectors = ItemVectors(OptionalEmbeddings(parts.text_embedder), settings.text_embedder)
+        self._write_vectors = WriteVectors(OptionalEmbeddings(parts.text_embedder), settings.text_embedder)
         self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
             self._send_writes, max_batch=self._limits.max_batch, name="the write"
         )
@@ -104,7 +107,7 @@ class HandleBackend(GenerationBackend):
     # ------------------------------------------------------------------------------------------- writing
 
     async def write(self, request: WriteRequest) -> WriteResult:
-        request = await self._item_vectors.added_to(request)
+        request = await self._write_vectors.added_to(request)
         if request.idempotency is None:
             # So that the call can be repeated when the writer dies between commit and answer.
             key = Idempotency("ingress", uuid.uuid4().hex, "", ttl_s=_OWN_KEY_TTL_S, keep_unchanged=False)

@@ -42,5 +42,4 @@ def _entry(info: LanguageModelInfo, name: str) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "weft",
-        "weft": {"meaningful": info.meaningful},
     }

@@ -1,4 +1,4 @@
-"""/v1/nodes: the vectors of users and items"""
+"""/v1/nodes: the vectors of users, items and a user's own memories"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import EMBEDDING
 from deployments.ingress.schemas import EmbeddingAnswer
+from graph.errors import InvalidInput, NotFound
 
 router = APIRouter(tags=["nodes"])
 
@@ -16,12 +17,24 @@ router = APIRouter(tags=["nodes"])
     "/v1/nodes/{node_id}/embedding", response_model=EmbeddingAnswer, openapi_extra=EMBEDDING.openapi()
 )
 async def node_embedding(request: Request, node_id: str) -> Response:
-    """The structural embedding of a user or an item, by the encoder it names."""
+    """The structural embedding of a user or an item, or of a user's memory, by the encoder it names."""
     exchange = exchange_of(request)
     check_id(node_id, "node_id")
     # The id may be a user's or an item's: wait for what was acknowledged for either.
     values, min_version = exchange.read(EMBEDDING, user_id=node_id, item_id=node_id)
-    found = await exchange.backend.node_embedding(node_id, values["kind"], min_version)
+    kind, owner = values["kind"], values["user_id"]
+    if (kind == "memory") != (owner is not None):
+        raise InvalidInput(
+            "user_id says whose memory it is: kind=memory needs it, and nothing else takes it",
+            param="user_id",
+        )
+    if owner is not None:
+        # Memories are private: raises UnknownMemory for somebody else's.
+        min_version = max(min_version, exchange.min_version(user_id=owner))
+        await exchange.backend.memory(owner, node_id, min_version)
+    found = await exchange.backend.node_embedding(node_id, kind, min_version)
+    if found.kind == "memory" and kind is None:
+        raise NotFound(f"there is no user or item {node_id!r}", param="node_id")
     return answer(
         {
             "node_id": found.node_id,

@@ -38,28 +38,32 @@ class Parameter:
     default: Any = None
     many: bool = False
     limit: int = 1  # values a repeated or comma-separated parameter may have
+    required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What a request asked for: every declared parameter, and the version token apart from them."""
+    """What a request asked for: every declared parameter; the version token and `explain` apart from them."""
 
     values: Mapping[str, Any]
     token: str | None
+    explain: bool = False
 
 
 class QuerySpec:
-    """The parameters a route accepts; `min_version` is one of them on every read."""
+    """The parameters a route accepts; `min_version` is one of them on every read, not on writes."""
 
-    def __init__(self, *parameters: Parameter) -> None:
-        self._parameters = {p.name: p for p in (*parameters, MIN_VERSION)}
-        self._defaults = {p.name: p.default for p in parameters}
-        self._nothing = Query(self._defaults, None)
+    def __init__(self, *parameters: Parameter, reads: bool = True) -> None:
+        self._parameters = {p.name: p for p in (*parameters, *([MIN_VERSION] if reads else ()))}
+        self._reads = reads
+        self._required = [p.name for p in parameters if p.required]
+        self._defaults = {p.name: p.default for p in parameters if p is not EXPLAIN}
+        self._nothing = None if self._required else Query(self._defaults, None)
         self._remembered: dict[bytes, Query] = {}
 
     def parse(self, query_string: bytes) -> Query:
         """Complexity O(length), O(1) for a query string seen before. Raises InvalidInput."""
-        if not query_string:
+        if not query_string and self._nothing is not None:
             return self._nothing
         query = self._remembered.get(query_string)
         if query is None:
@@ -71,17 +75,19 @@ class QuerySpec:
         return query
 
     def openapi(self) -> dict[str, Any]:
-        """The `parameters` of the route's OpenAPI operation, the version header included."""
+        """The `parameters` of the route's OpenAPI operation, the header of a read or a write included."""
         described: list[dict[str, Any]] = [
             {
                 "name": p.name,
                 "in": "query",
-                "required": False,
+                "required": p.required,
                 "description": p.description,
                 "schema": dict(p.schema) | ({} if p.default is None or p.many else {"default": p.default}),
             }
             for p in self._parameters.values()
         ]
+        if not self._reads:
+            return {"parameters": [*described, *IDEMPOTENT["parameters"]]}
         header = {
             "name": "x-weft-min-version",
             "in": "header",
@@ -95,6 +101,7 @@ class QuerySpec:
         values = dict(self._defaults)
         lists: dict[str, list[Any]] = {}
         token: str | None = None
+        explain = False
         seen: set[str] = set()
         for part in query_string.decode("utf-8", "replace").split("&"):
             if not part:
@@ -123,11 +130,16 @@ class QuerySpec:
             value = parameter.read(_decoded(text), name)
             if parameter is MIN_VERSION:
                 token = value
+            elif parameter is EXPLAIN:
+                explain = value
             else:
                 values[name] = value
         for name, given in lists.items():
             values[name] = tuple(given)
-        return Query(values, token)
+        for name in self._required:
+            if name not in seen:
+                raise InvalidInput(f"{name} is missing: {self._parameters[name].description}", param=name)
+        return Query(values, token, explain)
 
 
 IDEMPOTENT: dict[str, Any] = {
@@ -155,7 +167,9 @@ def _decoded(text: str) -> str:
     return unquote_plus(text, errors="replace") if "%" in text or "+" in text else text
 
 
-def _integer(low: int, high: int) -> Callable[[str, str], int]:
+def integer(low: int, high: int) -> Callable[[str, str], int]:
+    """Reads whole numbers of a range."""
+
     def read(text: str, name: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) <= 9) or not low <= int(text) <= high:
             raise InvalidInput(
@@ -207,12 +221,22 @@ def _text(text: str, name: str) -> str:
 def _choice(*allowed: str) -> Callable[[str, str], str]:
     def read(text: str, name: str) -> str:
         if text not in allowed:
-            raise InvalidInput(f"{name} is {text[:40]!r}, allowed are {' and '.join(allowed)}", param=name)
+            raise InvalidInput(
+                f"{name} is {text[:40]!r}, allowed are {', '.join(allowed[:-1])} and {allowed[-1]}",
+                param=name,
+            )
         return text
 
     return read
 
 
+EXPLAIN = Parameter(
+    "explain",
+    _boolean,
+    {"type": "boolean"},
+    "Have the language model say in a sentence why, of the first items; slower.",
+    default=False,
+)
 MIN_VERSION = Parameter(
     "min_version",
     _text,
@@ -221,7 +245,7 @@ MIN_VERSION = Parameter(
 )
 _N = Parameter(
     "n",
-    _integer(1, MAX_N),
+    integer(1, MAX_N),
     {"type": "integer", "minimum": 1, "maximum": MAX_N},
     "How many items to return.",
     default=10,
@@ -248,7 +272,7 @@ _EXCLUDE = Parameter(
 READ = QuerySpec()
 _LIMIT = Parameter(
     "limit",
-    _integer(1, MAX_PAGE),
+    integer(1, MAX_PAGE),
     {"type": "integer", "minimum": 1, "maximum": MAX_PAGE},
     "Records per page.",
     default=100,
@@ -281,10 +305,11 @@ SIMILAR = QuerySpec(
 EMBEDDING = QuerySpec(
     Parameter(
         "kind",
-        _choice("user", "item"),
-        {"type": "string", "enum": ["user", "item"]},
-        "Which node, when a user and an item share the id.",
-    )
+        _choice("user", "item", "memory"),
+        {"type": "string", "enum": ["user", "item", "memory"]},
+        "Which node, when a user and an item share the id; a memory only if it is asked for.",
+    ),
+    Parameter("user_id", check_id, {"type": "string"}, "Whose memory it is; with kind=memory alone."),
 )
 RECOMMEND = QuerySpec(
     _N,
@@ -308,7 +333,7 @@ RECOMMEND = QuerySpec(
         "Leave out what the user rated under this value, even when seen items may return.",
     ),
     Parameter(
-        "explain", _boolean, {"type": "boolean"}, "Name the rated items behind each item.", default=True
+        "because", _boolean, {"type": "boolean"}, "Name the rated items behind each item.", default=True
     ),
     Parameter(
         "exact_items",
@@ -317,4 +342,5 @@ RECOMMEND = QuerySpec(
         "Bring item vectors up to `min_version` before searching; slower.",
         default=False,
     ),
+    EXPLAIN,
 )

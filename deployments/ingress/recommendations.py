@@ -1,15 +1,18 @@
-"""Recommendations: one user (the hot path), many users, an anonymous session."""
+"""Recommendations: one user (the hot path, or explained), many users, an anonymous session."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from deployments.ingress.errors import failure_of
+from deployments.ingress.event_stream import EVENT_STREAM, EventStream, until_gone
 from deployments.ingress.exchange import Exchange, answer, encoded, exchange_of
+from deployments.ingress.explanations import Explanations
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import RECOMMEND
 from deployments.ingress.schemas import ManyAnswer, ManyBody, RecommendationsAnswer, SessionBody
@@ -20,9 +23,11 @@ NDJSON = "application/x-ndjson"
 router = APIRouter(tags=["recommendations"])
 
 
-async def recommend_user(exchange: Exchange, user_id: str) -> bytes:
-    """The answer's JSON. `edge` calls this without going through FastAPI."""
+async def recommend_user(exchange: Exchange, user_id: str) -> bytes | None:
+    """The answer's JSON, None if it is to be explained. `edge` calls this without going through FastAPI."""
     query = RECOMMEND.parse(exchange.scope["query_string"])
+    if query.explain:
+        return None
     min_version = exchange.min_version(query.token, user_id=check_id(user_id, "user_id"))
     found = await exchange.backend.recommend(
         RecommendQuery(user_id=user_id, min_version=min_version, **query.values)
@@ -34,11 +39,33 @@ async def recommend_user(exchange: Exchange, user_id: str) -> bytes:
     "/v1/users/{user_id}/recommendations",
     response_model=RecommendationsAnswer,
     openapi_extra=RECOMMEND.openapi(),
+    responses={200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}}},
 )
 async def recommendations(request: Request, user_id: str) -> Response:
-    """What this user may like, with the rated items that speak for it."""
-    body = await recommend_user(exchange_of(request), user_id)
-    return Response(body, media_type="application/json")
+    """What this user may like, with the rated items that speak for it.
+
+    With `explain=true` the language model says of the first items why, in `explanation`; where it cannot,
+    that is null and `explanation_error` has the code. With `Accept: text/event-stream` as well the answer
+    comes as events: `recommendations` at once, `explanation` with a piece of a text as often as there is more
+    of it, `explained` with the whole of one, and `[DONE]`.
+    """
+    exchange = exchange_of(request)
+    body = await recommend_user(exchange, user_id)
+    if body is not None:
+        return Response(body, media_type="application/json")
+    return await _explained(request, exchange, user_id)
+
+
+async def _explained(request: Request, exchange: Exchange, user_id: str) -> Response:
+    query = RECOMMEND.parse(exchange.scope["query_string"])
+    min_version = exchange.min_version(query.token, user_id=check_id(user_id, "user_id"))
+    asked = RecommendQuery(user_id=user_id, min_version=min_version, **query.values)
+    found = await until_gone(request, exchange.backend.recommend(asked))
+    payload = _payload(exchange, found)
+    explanations = Explanations(exchange, user_id, found.recommendations, query.token)
+    if EVENT_STREAM in exchange.headers.get(b"accept", b"").decode("latin-1"):
+        return EventStream(exchange, explanations.events(payload))
+    return answer(await until_gone(request, explanations.added_to(payload)))
 
 
 @router.post(
@@ -97,7 +124,7 @@ async def _lines(exchange: Exchange, body: ManyBody) -> AsyncIterator[bytes]:
             task.cancel()
 
 
-def _payload(exchange: Exchange, found: RecommendAnswer) -> dict[str, object]:
+def _payload(exchange: Exchange, found: RecommendAnswer) -> dict[str, Any]:
     version = exchange.token(found.version)
     item_version = version if found.item_version == found.version else exchange.token(found.item_version)
     return {

@@ -47,15 +47,16 @@ def _not_integer(value: Any) -> Any:
     return value
 
 
-def _label(text: str) -> str:
+def check_label(text: str) -> str:
+    """`text`, provided it may be a title, a tag or a name; raises ValueError otherwise."""
     if not is_label(text, MAX_TITLE_CHARS):
         raise ValueError(LABEL_RULE)
     return text
 
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_CHARS), AfterValidator(check_text)]
-Title = Annotated[str, Field(min_length=1, max_length=MAX_TITLE_CHARS), AfterValidator(_label)]
-TagText = Annotated[str, Field(min_length=1, max_length=MAX_TAG_CHARS), AfterValidator(_label)]
+Title = Annotated[str, Field(min_length=1, max_length=MAX_TITLE_CHARS), AfterValidator(check_label)]
+TagText = Annotated[str, Field(min_length=1, max_length=MAX_TAG_CHARS), AfterValidator(check_label)]
 AttributeText = Annotated[str, Field(max_length=MAX_TITLE_CHARS), AfterValidator(check_text)]
 RatingValue = Annotated[float, Field(ge=RATING_LOW, le=RATING_HIGH)]
 AttributeValue = (
@@ -140,7 +141,7 @@ class RecommendOptions(ItemFilter):
 
     exclude_seen: bool = True
     exclude_below: RatingValue | None = None
-    explain: bool = True
+    because: bool = True
     exact_items: bool = False
 
     def options(self) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class RecommendOptions(ItemFilter):
         return super().options() | {
             "exclude_seen": self.exclude_seen,
             "exclude_below": self.exclude_below,
-            "explain": self.explain,
+            "because": self.because,
             "exact_items": self.exact_items,
         }
 
@@ -257,11 +258,36 @@ class ReasonEntry(BaseModel):
     contribution: float
 
 
+class ContextTimings(BaseModel):
+    """Milliseconds, hops between processes included; embedding and suggestions are asked for side by side."""
+
+    embedding: float
+    suggestions: float
+    selection: float
+    fitting: float
+
+
+class SourceReference(BaseModel):
+    kind: Literal["memory", "item"]
+    id: str
+
+
+class Explanation(BaseModel):
+    """A sentence of the language model, and what of the user's own graph it was told, in that order."""
+
+    text: str
+    sources: list[SourceReference]
+
+
 class RecommendationEntry(BaseModel):
+    """With `explain` the first items have an `explanation`, or null and the code of what kept it away."""
+
     item_id: str
     title: str
     score: float
     because: list[ReasonEntry]
+    explanation: Explanation | None = None
+    explanation_error: str | None = None
 
 
 class RecommendationsAnswer(BaseModel):
@@ -306,7 +332,7 @@ class SimilarItemsAnswer(BaseModel):
 
 class EmbeddingAnswer(BaseModel):
     node_id: str
-    kind: Literal["user", "item"]
+    kind: Literal["user", "item", "memory"]
     embedding: list[float]
     encoder: str
     version: str

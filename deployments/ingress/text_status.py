@@ -61,8 +61,6 @@ def degraded(parts: dict[str, dict[str, Any]]) -> dict[str, str]:
 def _language_model(status: dict[str, Any]) -> str | None:
     if reason := status.get("error") or status.get("failure"):
         return f"nothing can be generated: {reason}"
-    if status.get("enabled") and status.get("meaningful") is False:
-        return "a stand-in whose words mean nothing: set WEFT_LANGUAGE_MODEL__MODEL to a model"
     if (audit := status.get("audit")) and audit["failure"]:
         return f"generations are missing in the audit log: {audit['failure']}"
     return None

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from deployments.opening_language_model import OpenedLanguageModel
 from deployments.settings import Settings
-from graph.errors import InvalidAdapter, Overloaded, UnknownAdapter, WeftError
+from graph.errors import InvalidAdapter, Overloaded, Unavailable, UnknownAdapter, WeftError
 from models.language_model.protocol import (
     Admitted,
     Event,
@@ -21,6 +21,7 @@ from models.language_model.protocol import (
     GenerationRequest,
     Listener,
     Piece,
+    Prompt,
     TokenLogprob,
 )
 
@@ -134,6 +135,8 @@ class PlainBackend:
         self.admission = threading.Event()  # nothing is admitted before it is set
         self.admission.set()
         self.max_waiting = 10_000
+        self.window: int | None = None
+        self.counts = True
         self.closed = False
 
     def submit(self, request: GenerationRequest, listener: Listener) -> PlainTicket:
@@ -189,7 +192,16 @@ class PlainBackend:
         tell(Finished("length", 3, told, first_ms, (time.monotonic() - began) * 1e3))
 
     def count_tokens(self, text: str) -> int:
+        if not self.counts:
+            raise Unavailable("only the server can count its tokens")
         return len(text.split())
+
+    def room_for_context(self, prompt: Prompt, max_tokens: int | None) -> int | None:
+        """What `window` leaves, a word counting as a token."""
+        if self.window is None:
+            return None
+        turns = [prompt] if isinstance(prompt, str) else [turn.content for turn in prompt]
+        return max(0, self.window - sum(len(text.split()) for text in turns) - (max_tokens or 0))
 
     def status(self) -> dict[str, object]:
         return {"backend": "plain", "device": self.device, "model": self.model_name}
@@ -203,7 +215,7 @@ class PlainBackend:
 def open_plain(settings: Settings) -> OpenedLanguageModel:
     store = PlainStore(settings)
     residents = PlainResidents(store)
-    return OpenedLanguageModel(PlainBackend(residents), store, residents, meaningful=False)
+    return OpenedLanguageModel(PlainBackend(residents), store, residents)
 
 
 def put_in_inbox(settings: Settings, name: str, word: str) -> str:

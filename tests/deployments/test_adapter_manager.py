@@ -266,6 +266,19 @@ async def test_an_upload_that_is_not_there(world: World) -> None:
         await replica.manager.put(PutAdapter("user", "alice", "v1", upload="missing"))
 
 
+async def test_the_last_version_goes_once_nothing_is_active(world: World) -> None:
+    replica = await world.replica()
+    await world.put(replica, "v1", "one")
+    await replica.manager.activate(one("v1"))
+    await replica.manager.activate(ActivateAdapter("user", "alice", ()))
+    deleted = await replica.manager.delete("user", "alice", "v1")
+    assert replica.store.digests() == set()
+    with pytest.raises(Conflict, match="nothing to roll back to"):
+        await replica.manager.roll_back("user", "alice")
+    states = await replica.manager.history("user", "alice")
+    assert [state.previous for state in states if state.version == deleted.version] == [()]
+
+
 async def test_what_is_in_use_is_not_deleted_and_shared_files_stay(world: World) -> None:
     replica = await world.replica()
     for version, word in (("v1", "one"), ("v2", "two"), ("v3", "three"), ("v4", "one")):

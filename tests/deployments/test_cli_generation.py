@@ -2,31 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import httpx
 import pytest
 
-import deployments.client
-from deployments.cli import main
-from deployments.client import WeftClient
+from tests.deployments.scripted_cli import Weft
 from tests.deployments.test_client_generation import ERROR, GENERATED, STATE, event, streamed
 
-
-class Ended(NamedTuple):
-    status: int
-    out: str
-    err: str
-    sent: list[tuple[str, str, Any]]
-
-
-Weft = Callable[..., Ended]
 ENTRY = {
     "scope": "user",
     "name": "ada",
@@ -45,39 +30,14 @@ CANDIDATES = [
 ]
 
 
-@pytest.fixture
-def weft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Weft:
-    """Runs a command; `answers` are handed out in order, the last one again and again."""
-
-    def run(*arguments: str, answers: list[httpx.Response], stdin: str = "") -> Ended:
-        sent: list[tuple[str, str, Any]] = []
-        left = list(answers)
-
-        def answer(request: httpx.Request) -> httpx.Response:
-            is_json = request.headers.get("content-type") == "application/json"
-            sent.append((request.method, request.url.path, json.loads(request.read()) if is_json else None))
-            return left.pop(0) if len(left) > 1 else left[0]
-
-        transport = httpx.MockTransport(answer)
-        monkeypatch.setattr(deployments.client, "WeftClient", partial(WeftClient, transport=transport))
-        monkeypatch.setattr(sys, "argv", ["weft", *arguments])
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out, captured.err, sent)
-
-    return run
-
-
 def spoken(*pieces: str) -> httpx.Response:
     return streamed(
         *(event(text=p) for p in pieces), event(finished={**GENERATED, "output": "".join(pieces)})
     )
 
 
-def models(meaningful: bool = True) -> httpx.Response:
-    data = [{"id": "tiny", "weft": {"meaningful": meaningful}}]
+def models(name: str = "tiny") -> httpx.Response:
+    data = [{"id": name}]
     return httpx.Response(200, json={"object": "list", "data": data})
 
 
@@ -108,9 +68,27 @@ def test_a_chat_carries_its_turns_and_outlives_an_error(weft: Weft) -> None:
     assert [turn["content"] for turn in ended.sent[-1][2]["messages"]] == ["be kind", "a", "one", "c"]
 
 
-def test_a_chat_with_the_stand_in_says_that_it_means_nothing(weft: Weft) -> None:
-    assert "its words mean nothing" in weft("chat", answers=[models(meaningful=False)], stdin="\n").err
-    assert "mean nothing" not in weft("chat", answers=[models()], stdin="\n").err
+def test_an_answer_shows_what_it_was_told_about_the_user(weft: Weft) -> None:
+    sources = [{"kind": "memory", "id": "mem_1"}, {"kind": "item", "id": "i1"}]
+    context = {"sources": sources, "tokens": 57, "missing": ["suggestions"], "version": "s.3"}
+    told = streamed(event(text="Hi"), event(finished={**GENERATED, "output": "Hi", "context": context}))
+    ended = weft("chat", "-u", "ada", "--max-context-tokens", "64", answers=[models(), told], stdin="a\n\n")
+    assert "context: memory mem_1, item i1; 57 tokens; without suggestions" in ended.err
+    assert ended.sent[-1][2]["max_context_tokens"] == 64
+    ended = weft("generate", "hi", "-u", "ada", "--no-context", answers=[spoken("Hi")])
+    assert ended.sent[0][2]["use_context"] is False
+    assert "context:" not in ended.err
+
+
+def test_an_item_is_explained_without_a_question(weft: Weft) -> None:
+    ended = weft("generate", "-u", "ada", "--explain", "i1", answers=[spoken("Because.")], stdin="unread")
+    body = ended.sent[0][2]
+    assert (body["explain_item"], "text" in body) == ("i1", False)
+
+
+def test_a_chat_with_wefts_own_model_says_what_it_is(weft: Weft) -> None:
+    assert "knows nothing else" in weft("chat", answers=[models("weft-small")], stdin="\n").err
+    assert "knows nothing else" not in weft("chat", answers=[models()], stdin="\n").err
 
 
 def test_adapters_are_listed_over_all_pages_with_the_inbox(weft: Weft) -> None:

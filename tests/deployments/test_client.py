@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from deployments import client as module
-from deployments import client_adapters, client_calls, client_generation
+from deployments import client_adapters, client_calls, client_generation, client_memories
 from deployments.client import (
     AsyncWeftClient,
     ConflictError,
@@ -121,13 +121,14 @@ def _outcome(call: Callable[[], object]) -> Callable[[], object]:
 def test_both_clients_have_every_call() -> None:
     built = {
         name
-        for calls in (client_calls, client_generation, client_adapters)
+        for calls in (client_calls, client_generation, client_adapters, client_memories)
         for name, function in vars(calls).items()
         if inspect.isfunction(function)
         and not name.startswith("_")
+        and function is not client_calls.writing  # what the calls that write are made of
         and str(inspect.signature(function).return_annotation).startswith("Call")
     }
-    assert len(built) == 37
+    assert len(built) == 49
     for kind in (WeftClient, AsyncWeftClient):
         assert built <= set(vars(kind))
     assert set(module.__all__) >= {"WeftClient", "AsyncWeftClient", "WeftAPIError"}
@@ -356,13 +357,14 @@ def test_options_and_ids(run: Run) -> None:
         candidates=[],
         exclude_seen=False,
         exclude_below=2.0,
-        explain=False,
+        because=False,
+        explain=True,
     )
     run(script, ("send", call))
     query = script.requests[-1].url.query
     assert (
-        query
-        == b"n=5&tags=a&exclude=x&exclude=y&exclude_below=2.0&candidates=&exclude_seen=false&explain=false"
+        query == b"n=5&tags=a&exclude=x&exclude=y&exclude_below=2.0&candidates="
+        b"&exclude_seen=false&because=false&explain=true"
     )
 
 

@@ -17,14 +17,15 @@ from graph.errors import InvalidInput
 from models.cold_start import ColdReport
 from models.evaluation import Report
 from models.graph_encoder.fitting import FitConfig
+from models.graph_encoder.parameters import EncoderKind
 from models.graph_encoder.training import Progress, TrainingConfig
 from models.text_encoder.hashing_encoder import HashingEncoder
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    def config(seed: int) -> TrainingConfig:
-        return TrainingConfig(seed=seed, search=False, fit=FitConfig(dim=4, steps=3))
+    def config(encoder: EncoderKind, seed: int) -> TrainingConfig:
+        return TrainingConfig(encoder, seed=seed, search=False, fit=FitConfig(dim=4, steps=3))
 
     monkeypatch.setattr(evaluation_report, "TrainingConfig", config)
 

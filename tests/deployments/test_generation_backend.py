@@ -28,6 +28,8 @@ from deployments.generation_messages import (
     LanguageModelInfo,
     Started,
 )
+from deployments.memory_messages import ContextCandidates, FittedContext
+from graph.context_lines import ContextLine
 from graph.errors import ModelUnavailable, NotYet, OutOfMemory, Overloaded, Unavailable, UnknownAdapter
 from tests.deployments.local_state import make_settings
 
@@ -126,13 +128,17 @@ class Replica:
         return True
 
     async def info(self) -> Any:
-        return LanguageModelInfo("m", True, ())
+        return LanguageModelInfo("m", ())
 
     async def adapter_history(self, scope: str, name: str, min_version: int) -> Any:
         return NotYet("behind") if self.behind else ()
 
+    async def fit_context(self, lines: Any, max_tokens: int) -> Any:
+        found = self.answer()
+        return await found if asyncio.iscoroutine(found) else found
+
     async def status(self) -> dict[str, Any]:
-        return {"replica": "r", "failure": self.failure, "meaningful": False, "audit": None}
+        return {"replica": "r", "failure": self.failure, "audit": None}
 
 
 @pytest.fixture
@@ -269,6 +275,39 @@ async def test_calls_are_not_taken_for_parts_of_the_request_they_are_made_for(ma
     assert set(handle.requests) == {""}
 
 
+LINES = ContextCandidates((ContextLine("said", "memory", "m1", "fünf"),), 7, ("similarity",))
+FITTED = FittedContext("text", LINES.lines, 3, "m", 7)
+
+
+async def test_a_context_is_counted_by_the_model(make: Any) -> None:
+    replica = Replica()
+    replica.answer = lambda: FITTED
+    backend, handle = make(replica)
+    assert await backend.fit_context(LINES, 100) == FITTED
+    assert handle.calls == [(None, "fit_context")]
+
+
+def _full() -> Any:
+    raise BackPressureError(1, 1)
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda: ModelUnavailable("loading"), lambda: asyncio.Event().wait(), _full, None]
+)
+async def test_a_context_is_counted_in_bytes_where_no_model_counts(make: Any, answer: Any) -> None:
+    replica = Replica()
+    replica.answer = answer
+    backend, _ = make(replica)
+    backend._count_s = 0.05
+    if answer is None:
+        backend._handle_or_none = None  # switched off
+    found = await backend.fit_context(LINES, 100)
+    assert found.text == "What is known about this user:\n- said: fünf"
+    assert (found.tokens, found.counted_by) == (len(found.text) + 1, "bytes")
+    assert (found.lines, found.version, found.missing) == (LINES.lines, 7, ("similarity",))
+    assert (await backend.fit_context(LINES, 10)).lines == ()
+
+
 async def test_switched_off_it_says_so(tmp_path: Path) -> None:
     backend = GenerationBackend(make_settings(tmp_path), None)
     for asked in (backend.generate(GenerateQuery("x")), backend.language_model()):
@@ -286,7 +325,7 @@ async def test_status_shows_what_is_wrong_with_any_replica(make: Any) -> None:
     backend, _ = make(good, bad)
     parts: dict[str, dict[str, Any]] = {"text_embedder": {}, "text_indexer": {}}
     parts["language_model"] = await backend.language_model_status()
-    assert "mean nothing" in degraded(parts)["language_model"]
+    assert "language_model" not in degraded(parts)
     bad.failure = "no such model"
     parts["language_model"] = await backend.language_model_status()
     assert "no such model" in degraded(parts)["language_model"]

@@ -13,6 +13,8 @@ from deployments.generation_messages import (
     GenerateQuery,
     Started,
 )
+from deployments.memory_messages import ContextCandidates
+from graph.context_lines import ContextLine
 from graph.errors import (
     InvalidInput,
     Overloaded,
@@ -136,3 +138,29 @@ async def test_without_an_audit_log_it_answers_all_the_same(world: World) -> Non
     answered(await replica.generate(GenerateQuery("hello")))
     assert not world.settings.audit_dir.exists()
     assert (await replica.status())["audit"] is None
+
+
+@pytest.mark.parametrize("texts", [False, True])
+async def test_the_audit_log_names_the_sources_of_a_context(world: World, texts: bool) -> None:
+    replica = await world.replica(audit=world.settings.audit.model_copy(update={"texts": texts}))
+    lines = (
+        ContextLine("said", "memory", "m1", "a private fact"),
+        ContextLine("liked", "item", "i1", "A film"),
+        ContextLine("said", "memory", "m2", "one that does not fit any more, for it is too long"),
+    )
+    query = GenerateQuery(
+        (Message("user", "hello"),), context=ContextCandidates(lines, 1), max_context_tokens=17
+    )
+    found = answered(await replica.generate(query))
+    await replica.generate(GenerateQuery("hello"))
+    assert replica._audit is not None
+    assert replica._audit.flush()
+    first, second = audit(world.settings)
+    assert found.started.context is not None
+    assert first["context"] == [{"kind": "memory", "id": "m1"}, {"kind": "item", "id": "i1"}]
+    assert first["context_tokens"] == found.started.context.tokens > 0
+    assert (second["context"], second["context_tokens"]) == (None, None)
+    written = (world.settings.audit_dir / "generations-0.jsonl").read_text()
+    assert ("a private fact" in written) == texts
+    if texts:
+        assert (first["context_text"], second["context_text"]) == (found.started.context.text, None)

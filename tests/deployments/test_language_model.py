@@ -20,8 +20,10 @@ from deployments.generation_messages import (
     PutAdapter,
     Started,
 )
+from deployments.memory_messages import ContextCandidates
 from deployments.opening_language_model import OpenedLanguageModel
 from deployments.settings import Settings
+from graph.context_lines import ContextLine, render
 from graph.errors import (
     InvalidInput,
     ModelUnavailable,
@@ -32,7 +34,7 @@ from graph.errors import (
     UnknownModel,
 )
 from graph.schema import PutUser
-from models.language_model.protocol import Sampling
+from models.language_model.protocol import Message, Sampling
 from tests.deployments.local_adapters import digest_of, open_plain, plain, put_in_inbox
 from tests.deployments.local_language_model import World, answered, done
 from tests.deployments.local_state import make_settings, until, write
@@ -223,10 +225,10 @@ async def test_status_and_info_say_what_is_there(world: World) -> None:
     version = done(await replica.activate_adapter(ActivateAdapter("domain", "films", ()), version)).version
     assert await replica.wait_for(version, 5.0)
     info = await replica.info()
-    assert (info.model, info.meaningful, info.adapters) == ("plain", False, ("user/alice",))  # type: ignore[union-attr]
+    assert (info.model, info.adapters) == ("plain", ("user/alice",))  # type: ignore[union-attr]
     status = await replica.status()
     assert json.loads(json.dumps(status)) == status
-    assert (status["device"], status["version"], status["meaningful"]) == ("cpu", version, False)
+    assert (status["device"], status["version"]) == ("cpu", version)
     assert (status["open"], status["following"], status["active_adapters"]) == (True, True, 1)
 
 
@@ -294,3 +296,60 @@ async def test_a_replica_that_stops_closes_what_it_opened_and_what_is_being_open
     assert made[1].backend.closed
     assert made[1].residents.closed
     world.replicas.clear()
+
+
+# -------------------------------------------------------------------------------------------------- context
+
+LINES = tuple(ContextLine("said", "memory", f"m{n}", f"fact {n}") for n in range(9))
+KNOWN = ContextCandidates(LINES, 5, ("similarity",))
+
+
+async def test_a_context_goes_to_the_backend_beside_the_prompt_and_into_the_first_event(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    prompt = (Message("system", "be brief"), Message("user", "hello"))
+    query = GenerateQuery(
+        prompt, Sampling(max_tokens=1), "alice", context=KNOWN, max_context_tokens=14, request_id="r"
+    )
+    found = answered(await replica.generate(query))
+    fitted = found.started.context
+    assert fitted is not None
+    assert (fitted.text, fitted.missing, fitted.version) == (render(LINES[:2]), ("similarity",), 5)
+    assert (fitted.tokens, fitted.counted_by) == (14, "plain")
+    (request,) = backend.requests
+    assert (request.prompt, request.context, request.owner) == (prompt, fitted.text, "alice")
+    events = [event async for part in replica.stream(query) for event in part]
+    assert isinstance(events[0], Started) and events[0].context == fitted
+    assert await replica.fit_context(KNOWN, 14) == fitted
+
+
+async def test_without_a_context_there_is_none(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    assert answered(await replica.generate(GenerateQuery("hello"))).started.context is None
+    nothing = replace(KNOWN, lines=())
+    query = GenerateQuery("hello", context=nothing, max_context_tokens=100)
+    fitted = answered(await replica.generate(query)).started.context
+    assert fitted is not None and (fitted.text, fitted.lines, fitted.tokens) == ("", (), 0)
+    assert [request.context for request in backend.requests] == ["", ""]
+
+
+async def test_a_long_conversation_shrinks_its_context_and_then_does_without(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    backend.window = 60
+    for words, lines in ((1, 9), (30, 5), (49, 1), (58, 0)):
+        prompt = (Message("user", "word " * words),)
+        query = GenerateQuery(prompt, Sampling(max_tokens=1), context=KNOWN, max_context_tokens=1_000)
+        fitted = answered(await replica.generate(query)).started.context
+        assert fitted is not None and len(fitted.lines) == lines, words
+
+
+async def test_before_the_model_is_open_no_context_is_counted(world: World) -> None:
+    def fail(settings: Settings) -> OpenedLanguageModel:
+        raise Unavailable("no such model")
+
+    replica = await world.replica(fail)
+    assert isinstance(await replica.fit_context(KNOWN, 10), ModelUnavailable)
+    query = GenerateQuery("hello", context=KNOWN, max_context_tokens=10)
+    assert isinstance(await replica.generate(query), ModelUnavailable)

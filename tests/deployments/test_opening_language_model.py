@@ -1,8 +1,7 @@
-"""The real thing, tiny: the stand-in that is made when no model is set, behind the deployment."""
+"""The real thing: the small model that answers when no other is set, behind the deployment."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, Started
@@ -13,14 +12,14 @@ from models.language_model.protocol import Message, Sampling
 from tests.deployments.local_state import make_settings
 
 
-async def test_the_stand_in_is_made_once_and_answers(tmp_path: Path) -> None:
+async def test_the_small_model_answers_when_no_other_is_set(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, language_model={"num_threads": 1})
     state = GraphState(settings)
     replica = LanguageModel(settings, state)
     try:
         await replica.start()
         status = await replica.status()
-        assert (status["open"], status["meaningful"], status["failure"]) == (True, False, None)
+        assert (status["open"], status["model"], status["failure"]) == (True, "weft-small", None)
         turns = (Message("system", "Be brief."), Message("user", "Hello"))
         query = GenerateQuery(turns, Sampling(max_tokens=8, temperature=0, ignore_eos=True), user_id="alice")
         answer = await replica.generate(query)
@@ -37,13 +36,3 @@ async def test_the_stand_in_is_made_once_and_answers(tmp_path: Path) -> None:
     finally:
         await replica.stop()
         await state.close()
-    made = {path: path.stat().st_mtime_ns for path in settings.stand_in_dir.iterdir()}
-    again = LanguageModel(settings, GraphState(settings))
-    try:
-        await again.start()
-        assert (await again.status())["open"]
-    finally:
-        await again.stop()
-        await again._source.close()
-    assert {path: path.stat().st_mtime_ns for path in settings.stand_in_dir.iterdir()} == made
-    assert not [name for name in os.listdir(tmp_path) if name.startswith(".stand-in-model")]

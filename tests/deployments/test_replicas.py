@@ -472,7 +472,7 @@ async def test_filters_hold(world: World) -> None:
         answer = await world.recommend("u0", n=40, **options)
         assert set(ids(answer)) == eligible, options
         assert len(ids(answer)) == len(eligible)
-    silent = await world.recommend("u0", n=3, explain=False)
+    silent = await world.recommend("u0", n=3, because=False)
     assert all(r.because == () for r in silent.recommendations)
 
 

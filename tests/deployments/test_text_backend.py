@@ -21,8 +21,8 @@ with warnings.catch_warnings():
 from deployments.graph_state import GraphState
 from deployments.messages import CacheInvalidation, EmbedAnswer, EmbedQuery, SearchAnswer, SearchQuery
 from graph.errors import InvalidInput, TextTooLong, Unavailable
-from graph.node_text import item_text
-from graph.schema import PutItem, WriteRequest
+from graph.node_text import item_text, text_digest
+from graph.schema import PutItem, PutMemory, WriteRequest
 from tests.deployments.local_state import make_settings
 
 MODEL = "m-0"
@@ -163,7 +163,7 @@ async def test_after_a_failure_writes_do_not_wait_for_a_while(
     await ingress.put("b")
     assert len(ingress.embedder.asked) == 1
     monkeypatch.setattr(optional_embeddings, "_PAUSE_S", 0.0)
-    ingress.backend._item_vectors._embeddings._paused_until = 0.0
+    ingress.backend._write_vectors._embeddings._paused_until = 0.0
     await ingress.put("c")
     ingress.embedder.behaviour = None
     await ingress.put("d")
@@ -177,6 +177,37 @@ async def test_refused_texts_do_not_keep_others_from_their_vectors(ingress: Ingr
     ingress.embedder.behaviour = None
     await ingress.put("b")
     assert ingress.vector("b") is not None
+
+
+async def test_a_memory_has_its_vector_in_the_version_of_its_write(ingress: Ingress) -> None:
+    before = ingress.state._head
+    put = PutMemory("m", "ann", "I weave at night")
+    result = await ingress.backend.write(WriteRequest((put, PutItem("a", "A film"))))
+    assert result.version == before + 1 == ingress.state._head
+    view = ingress.state._writer.view
+    memory = view.find_memory("m")
+    assert memory is not None
+    vectors = view.text_vectors("memory", MODEL)
+    np.testing.assert_array_equal(vectors.vector(memory.row), [len(put.text), 1])
+    assert vectors.digest(memory.row) == text_digest(put.text)
+    assert ingress.vector("a") is not None  # asked for together
+    assert [len(query.texts) for query in ingress.embedder.asked] == [2]
+
+
+@pytest.mark.parametrize("behaviour", [hang, be_away, crash, refuse, overflow])
+async def test_no_failure_of_the_embedder_fails_the_write_of_a_memory(
+    ingress: Ingress, behaviour: Callable[[EmbedQuery], Awaitable[Any]]
+) -> None:
+    ingress.embedder.behaviour = behaviour
+    write = ingress.backend.write(WriteRequest((PutMemory("m", "ann", "a fact"),)))
+    assert (await asyncio.wait_for(write, 2)).changed > 0
+    assert len(ingress.state._writer.view.text_vectors("memory", MODEL)) == 0
+
+
+async def test_many_memories_do_not_wait(ingress: Ingress) -> None:
+    puts = tuple(PutMemory(f"m{n}", "ann", "a fact") for n in range(33))
+    await ingress.backend.write(WriteRequest(puts))
+    assert ingress.embedder.asked == []
 
 
 async def test_many_items_do_not_wait(ingress: Ingress) -> None:

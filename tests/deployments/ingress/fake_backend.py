@@ -51,6 +51,7 @@ from graph.schema import (
     WriteResult,
 )
 from tests.deployments.ingress.fake_generation import FakeGeneration
+from tests.deployments.ingress.fake_memories import FakeMemories
 
 ENCODER = "e" * 16
 MODEL, TEXT_MODEL = "fake/Text-Model", "text-model-0123456789ab"
@@ -59,7 +60,7 @@ WINDOW = 8  # words
 
 
 @dataclass
-class FakeBackend(FakeGeneration):
+class FakeBackend(FakeGeneration, FakeMemories):
     """`raises` is raised by every call; `view_version` (None: the head) is how far reads have come."""
 
     store_id: str = "store1"
@@ -89,13 +90,22 @@ class FakeBackend(FakeGeneration):
             if digest != key.digest:
                 raise IdempotencyConflict("the key was used with another body", param="Idempotency-Key")
             return WriteResult(result.version, result.changed, replayed=True)
-        changed = sum([self._apply(operation) for operation in request.operations])
+        kept = self._kept()
+        try:
+            changed = sum([self._apply(operation) for operation in request.operations])
+        except Exception:
+            vars(self).update(kept)  # all of it, or nothing
+            raise
         if changed:
             self.version += 1
         result = WriteResult(self.version, changed)
         if key is not None:
             self.replies[key.scope, key.key] = (key.digest, result)
         return result
+
+    def _kept(self) -> dict[str, object]:
+        names = ("users", "items", "ratings", "memories", "relations")
+        return {name: getattr(self, name).copy() for name in (*(f"known_{n}" for n in names), "owners")}
 
     def _apply(self, operation: object) -> int:
         row, version = len(self.known_users) + len(self.known_items), self.version + 1
@@ -111,14 +121,18 @@ class FakeBackend(FakeGeneration):
                 self.known_ratings[user_id, item_id] = RatingRecord(item_id, value, timestamp)
             case DeleteUser(user_id):
                 self._user(user_id)
+                self._apply_memory(operation)
                 del self.known_users[user_id]
             case DeleteItem(item_id):
                 self._item(item_id)
+                self._apply_memory(operation)
                 del self.known_items[item_id]
             case DeleteRating(user_id, item_id):
                 if (user_id, item_id) not in self.known_ratings:
                     raise UnknownRating(f"user {user_id!r} has not rated item {item_id!r}")
                 del self.known_ratings[user_id, item_id]
+            case _:
+                return self._apply_memory(operation)
         return 1
 
     def _read(self, min_version: int, name: str | None = None) -> int:
@@ -248,6 +262,9 @@ class FakeBackend(FakeGeneration):
         version = self._read(min_version, node_id)
         if kind is None and node_id in self.known_users and node_id in self.known_items:
             raise InvalidInput("a user and an item have this id: say kind", param="kind")
+        if kind == "memory":
+            self._memory(None, node_id)
+            return NodeEmbedding(node_id, kind, np.array([1.5, 0.0], np.float32), ENCODER, version)
         found = "user" if node_id in self.known_users and kind != "item" else "item"
         if found == "item":
             self._item(node_id)

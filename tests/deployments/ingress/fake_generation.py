@@ -27,6 +27,7 @@ from deployments.generation_messages import (
 from graph.errors import AdapterInUse, Conflict, TextTooLong, UnknownAdapter, UnknownModel, WeftError
 from models.adapter_pointers import AdapterArm, AdapterScope
 from models.language_model.protocol import TokenLogprob
+from tests.deployments.ingress.fake_memories import fitted
 
 LANGUAGE_MODEL = "fake/Language-Model"
 WINDOW_CHARS = 20_000
@@ -44,7 +45,6 @@ class FakeGeneration:
     stalled: asyncio.Event | None = None
     open_streams: int = 0
     closed_streams: int = 0
-    meaningful: bool = True
     put: dict[tuple[str, str, str], AdapterVersion] = field(default_factory=dict)
     states: dict[tuple[str, str], list[AdapterState]] = field(default_factory=dict)
     puts: list[PutAdapter] = field(default_factory=list)
@@ -54,7 +54,7 @@ class FakeGeneration:
     async def language_model(self) -> LanguageModelInfo:
         self._read(0)
         active = tuple(f"{scope}/{name}" for (scope, name), s in self.states.items() if s[-1].arms)
-        return LanguageModelInfo(LANGUAGE_MODEL, self.meaningful, active)
+        return LanguageModelInfo(LANGUAGE_MODEL, active)
 
     async def generate(self, query: GenerateQuery) -> GenerateAnswer:
         texts, logprobs = [], []
@@ -112,7 +112,8 @@ class FakeGeneration:
         elif named is None and query.user_id and ("user", query.user_id) in self.states:
             adapter, source = f"user/{query.user_id}", "user"
         digest = "d" * 64 if adapter else None
-        return Started(LANGUAGE_MODEL, adapter, digest, source, "because", tokens, 1, version)
+        context = None if query.context is None else fitted(query.context, query.max_context_tokens)
+        return Started(LANGUAGE_MODEL, adapter, digest, source, "because", tokens, 1, version, context)
 
     def _logprobs(self, query: GenerateQuery, word: str, place: int) -> tuple[TokenLogprob, ...]:
         if query.sampling.logprobs is None:

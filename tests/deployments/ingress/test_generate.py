@@ -22,6 +22,7 @@ from deployments.ingress.generation_answers import (
 )
 from graph.errors import NotYet, OutOfMemory, Overloaded, TextTooLong
 from models.language_model.protocol import Message
+from tests.deployments.ingress.connection import Connection, asked
 from tests.deployments.ingress.error_shape import error_of
 from tests.deployments.ingress.fake_backend import FakeBackend
 from tests.deployments.ingress.fake_generation import LANGUAGE_MODEL
@@ -161,43 +162,6 @@ async def test_what_fails_in_the_middle_is_the_last_event(
     assert backend.open_streams == backend.closed_streams == 1
 
 
-def _asked(path: str) -> dict:
-    return {
-        "type": "http",
-        "method": "POST",
-        "path": path,
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    }
-
-
-class _Connection:
-    """An ASGI server's side of one request."""
-
-    def __init__(self, body: object) -> None:
-        self._body = json.dumps(body).encode()
-        self._asked = False
-        self.hung_up = asyncio.Event()
-        self.sent: list[dict] = []
-        self.grew = asyncio.Event()
-
-    async def receive(self) -> dict:
-        if not self._asked:
-            self._asked = True
-            return {"type": "http.request", "body": self._body, "more_body": False}
-        await self.hung_up.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict) -> None:
-        self.sent.append(message)
-        self.grew.set()
-
-    async def wait_for(self, text: bytes) -> None:
-        while text not in b"".join(message.get("body", b"") for message in self.sent):
-            self.grew.clear()
-            await asyncio.wait_for(self.grew.wait(), 5)
-
-
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("route", ROUTES)
 async def test_hanging_up_ends_the_generation(
@@ -205,8 +169,8 @@ async def test_hanging_up_ends_the_generation(
 ) -> None:
     backend.stalls_after, backend.stalled = 1, asyncio.Event()
     body = ROUTES[route] | {"stream": stream}
-    connection = _Connection(body)
-    call = asyncio.create_task(app(_asked(route), connection.receive, connection.send))
+    connection = Connection(body)
+    call = asyncio.create_task(app(asked(route), connection.receive, connection.send))
     await asyncio.wait_for(backend.stalled.wait(), 5)
     assert backend.closed_streams == 0
     if stream:  # what there was has been sent before the rest is known
@@ -231,8 +195,8 @@ async def test_hanging_up_before_the_first_event(
 
     monkeypatch.setattr(backend, "stream", queued)
     body = ROUTES["/v1/generate"] | {"stream": True}
-    connection = _Connection(body)
-    call = asyncio.create_task(app(_asked("/v1/generate"), connection.receive, connection.send))
+    connection = Connection(body)
+    call = asyncio.create_task(app(asked("/v1/generate"), connection.receive, connection.send))
     await asyncio.wait_for(entered.wait(), 5)
     connection.hung_up.set()
     await asyncio.wait_for(call, 5)
@@ -243,8 +207,8 @@ async def test_a_cancelled_request_ends_the_generation(app: FastAPI, backend: Fa
     """Serve cancels the request's task when the client goes away."""
     backend.stalls_after, backend.stalled = 1, asyncio.Event()
     body = CHAT | {"stream": True}
-    connection = _Connection(body)
-    call = asyncio.create_task(app(_asked("/v1/chat/completions"), connection.receive, connection.send))
+    connection = Connection(body)
+    call = asyncio.create_task(app(asked("/v1/chat/completions"), connection.receive, connection.send))
     await asyncio.wait_for(backend.stalled.wait(), 5)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -258,8 +222,8 @@ async def test_silence_is_kept_alive(
     monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.01)
     backend.stalls_after, backend.stalled = 1, asyncio.Event()
     body = CHAT | {"stream": True}
-    connection = _Connection(body)
-    call = asyncio.create_task(app(_asked("/v1/chat/completions"), connection.receive, connection.send))
+    connection = Connection(body)
+    call = asyncio.create_task(app(asked("/v1/chat/completions"), connection.receive, connection.send))
     await connection.wait_for(b"\n\n: keep-alive\n\n: keep-alive\n\n")
     connection.hung_up.set()
     await asyncio.wait_for(call, 5)
@@ -364,9 +328,21 @@ OPENAI = [
     ({"weft": {"blend": [{"adapter": "user/b", "weight": 11}]}}, "weft.blend[0].weight"),
     ({"weft": {"surprise": 1}}, "weft.surprise"),
 ]
+CONTEXT = [
+    ({"use_context": True}, "use_context"),
+    ({"max_context_tokens": 5}, "max_context_tokens"),
+    ({"explain_item": "i0"}, "explain_item"),
+    ({"use_context": 1}, "use_context"),
+    ({"max_context_tokens": 0}, "max_context_tokens"),
+    ({"max_context_tokens": 32_769}, "max_context_tokens"),
+    ({"max_context_tokens": True}, "max_context_tokens"),
+    ({"explain_item": "a/b"}, "explain_item"),
+]
 REFUSED = {
     "/v1/chat/completions": [
         *OPENAI,
+        *(({"weft": change}, f"weft.{param}") for change, param in CONTEXT),
+        ({"user": "ada", "weft": {"use_context": False, "explain_item": "i0"}}, "weft.explain_item"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
@@ -386,6 +362,7 @@ REFUSED = {
     ],
     "/v1/completions": [
         *OPENAI,
+        *(({"user": "ada", "weft": change}, f"weft.{param}") for change, param in CONTEXT),
         ({"prompt": ""}, "prompt"),
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a", "b"]}, "prompt"),
@@ -397,6 +374,9 @@ REFUSED = {
     ],
     "/v1/generate": [
         *COMMON,
+        *CONTEXT,
+        ({"user_id": "ada", "use_context": False, "explain_item": "i0"}, "explain_item"),
+        ({"user_id": "ada", "explain_item": "i0", "messages": [TURN]}, "text"),
         ({"text": None}, "text"),
         ({"messages": [TURN]}, "text"),
         ({"user_id": " a"}, "user_id"),
@@ -485,12 +465,12 @@ async def test_answers_are_as_documented(http: httpx.AsyncClient) -> None:
 
 
 async def test_a_client_that_went_before_the_first_byte(app: FastAPI, backend: FakeBackend) -> None:
-    connection = _Connection(CHAT | {"stream": True})
+    connection = Connection(CHAT | {"stream": True})
 
     async def closed(message: dict) -> None:
         raise OSError("the connection is closed")
 
-    await app(_asked("/v1/chat/completions"), connection.receive, closed)
+    await app(asked("/v1/chat/completions"), connection.receive, closed)
     assert backend.open_streams == backend.closed_streams == 1
 
 

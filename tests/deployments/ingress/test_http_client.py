@@ -38,7 +38,7 @@ async def test_every_call(app: FastAPI) -> None:
         assert [(r.item_id, r.value, r.timestamp) for r in page.records] == [("x,1", 4.5, 3)]
         assert (await weft.list_ratings("bob b", after=page.next)).next is None
         answer = await weft.recommend(
-            "bob b", 2, tags=["drama"], exclude=["i0"], exclude_below=2, explain=False
+            "bob b", 2, tags=["drama"], exclude=["i0"], exclude_below=2, because=False
         )
         assert answer.recommendations[0].because[0].contribution == 0.25
         good, bad = await weft.recommend_many(["ada", "nobody"], n=1)

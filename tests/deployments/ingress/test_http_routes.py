@@ -119,7 +119,7 @@ async def test_the_document_describes_every_body_and_answer(http: httpx.AsyncCli
     document = (await http.get("/openapi.json")).json()
     operation = document["paths"]["/v1/users/{user_id}/recommendations"]["get"]
     names = {parameter["name"] for parameter in operation["parameters"]}
-    asked = set(RecommendQuery.__dataclass_fields__) - {"session"}
+    asked = set(RecommendQuery.__dataclass_fields__) - {"session"} | {"explain"}
     assert names == asked | {"x-weft-min-version"}
     defaults = {p["name"]: p["schema"].get("default") for p in operation["parameters"]}
     assert (defaults["n"], defaults["exclude_seen"], defaults["exact_items"]) == (10, True, False)
@@ -130,7 +130,7 @@ async def test_recommendation_options(http: httpx.AsyncClient, backend: FakeBack
     assert backend.queries.pop() == RecommendQuery("ada")
     query = (
         "n=5&tags=a,b&tags=c%20d&exclude=i1&exclude=i2,i3&candidates=i4&exclude_seen=false&exclude_below=2.5"
-        "&explain=0&exact_items=1&min_version=store1.2"
+        "&because=0&exact_items=1&min_version=store1.2"
     )
     expected = {
         "n": 5,
@@ -139,7 +139,7 @@ async def test_recommendation_options(http: httpx.AsyncClient, backend: FakeBack
         "candidates": ("i4",),
         "exclude_seen": False,
         "exclude_below": 2.5,
-        "explain": False,
+        "because": False,
         "exact_items": True,
         "min_version": 2,
     }
@@ -304,7 +304,7 @@ async def test_similar_items_and_embeddings(http: httpx.AsyncClient, backend: Fa
     assert error_of(await http.get("/v1/nodes/i0/embedding"), 422, "invalid_input")["param"] == "kind"
     for kind in ("user", "item"):
         assert (await http.get(f"/v1/nodes/i0/embedding?kind={kind}")).json()["kind"] == kind
-    error_of(await http.get("/v1/nodes/i0/embedding?kind=memory"), 422, "invalid_input")
+    error_of(await http.get("/v1/nodes/i0/embedding?kind=rating"), 422, "invalid_input")
 
 
 async def test_encoders_and_operations(http: httpx.AsyncClient, backend: FakeBackend) -> None:

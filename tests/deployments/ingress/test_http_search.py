@@ -89,7 +89,7 @@ async def test_search_waits_for_a_version(http: httpx.AsyncClient) -> None:
         ({"candidates": ["x"] * 1001}, "candidates"),
         ({"target": "memories"}, "target"),
         ({"min_version": "7"}, "min_version"),
-        ({"explain": True}, "explain"),
+        ({"because": True}, "because"),
     ],
 )
 async def test_searches_that_are_refused(http: httpx.AsyncClient, change: dict, param: str) -> None:

@@ -12,14 +12,13 @@ from tests.deployments.ingress.fake_generation import LANGUAGE_MODEL
 
 
 async def test_base_first_then_adapters(http: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.meaningful = False
     for scope, name in (("user", "Zoë ☃"), ("global", "default")):
         backend._moved(scope, name, (AdapterArm("v1", "d" * 64),), "activate")
     backend._moved("domain", "none", (), "deactivate")
     found = (await http.get("/v1/models")).json()
     ModelsAnswer.model_validate(found, strict=True)
     assert [entry["id"] for entry in found["data"]] == [LANGUAGE_MODEL, "user/Zoë ☃", "global/default"]
-    assert found["data"][0]["weft"] == {"meaningful": False}
+    assert (found["data"][0]["object"], found["data"][0]["owned_by"]) == ("model", "weft")
     for entry in found["data"]:
         assert (await http.get(f"/v1/models/{entry['id']}")).json() == entry
     assert (await http.get("/v1/models/user%2FZo%C3%AB%20%E2%98%83")).json() == found["data"][1]

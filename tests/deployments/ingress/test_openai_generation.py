@@ -16,6 +16,7 @@ from models.adapter_pointers import AdapterArm
 from models.language_model.protocol import Message
 from tests.deployments.ingress.fake_backend import FakeBackend
 from tests.deployments.ingress.fake_generation import LANGUAGE_MODEL
+from tests.deployments.ingress.fake_memories import NO_TIMINGS
 
 TURNS = [{"role": "developer", "content": "be kind"}, {"role": "user", "content": "Zoë ☃ 𝄞 said"}]
 TEXT = "echo: Zoë ☃ 𝄞 said"
@@ -27,6 +28,7 @@ CHOSEN = {
     "why": "because",
     "version": "store1.7",
     "cached_tokens": 1,
+    "context": {"sources": [], "tokens": 0, "missing": [], "timings_ms": NO_TIMINGS, "version": "store1.7"},
 }
 TIMES = {"queued_ms": 1.0, "first_token_ms": 2.0, "latency_ms": 3.0}
 
@@ -107,7 +109,7 @@ def test_completions(client: openai.OpenAI, backend: FakeBackend) -> None:
     assert choice.logprobs.token_logprobs == [-0.5] * 5
     assert choice.logprobs.top_logprobs == [{"w0": -1.0, "w1": -2.0}] * 5
     assert answer.usage.total_tokens == 9
-    assert answer.model_extra["weft"] == CHOSEN | TIMES
+    assert answer.model_extra["weft"] == CHOSEN | TIMES | {"context": None}
     assert (backend.generated[-1].prompt, backend.generated[-1].sampling.max_tokens) == ("Zoë ☃ 𝄞 said", 16)
     assert client.completions.create(model=LANGUAGE_MODEL, prompt=["one"]).choices[0].text == "echo: one"
     options = {"stream": True, "stream_options": {"include_usage": True}, "logprobs": 0}

@@ -33,9 +33,18 @@ BODIES: dict[str, dict[str, Any]] = {
         ],
         "stop": SECRET,
         "stream": False,
-        "weft": {"domain": "films"},
+        "user": "ada",
+        "weft": {"domain": "films", "use_context": True, "max_context_tokens": 9},
     },
     "/v1/completions": {"prompt": [SECRET], "max_tokens": 3, "logprobs": 1, "stop": [SECRET]},
+    "/v1/users/ada/memories": {
+        "memories": [
+            {"text": SECRET, "source": SECRET, "valid_at": "2026-03-01", "invalid_at": 1_900_000_000},
+            {"text": SECRET},
+        ]
+    },
+    "/v1/users/ada/memories/m0": {"text": SECRET, "source": SECRET, "valid_at": 1},
+    "/v1/users/ada/memories/search": {"query": SECRET, "n": 3, "valid_only": True},
 }
 WRONG = [None, [], {}, 0, -1, 1e300, True, SECRET, [SECRET], [[SECRET]], {"text": SECRET}, [{"role": SECRET}]]
 FAILURES = [
@@ -98,7 +107,8 @@ def test_no_error_tells_what_was_said(
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(_app())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-            return await http.post(route, content=content, headers={"content-type": kind})
+            method = "PUT" if route.endswith("/m0") else "POST"
+            return await http.request(method, route, content=content, headers={"content-type": kind})
 
     response = asyncio.run(ask())
     answers = response.json().get("results", [response.json()])

@@ -1,0 +1,77 @@
+"""What of a user's own graph goes into an answer: asked for before it is generated, told with it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from deployments.generation_messages import GenerateQuery, Started
+from deployments.ingress.exchange import Exchange
+from deployments.memory_messages import ContextCandidates
+from graph.context_lines import EXPLAIN_QUESTION, ContextLine
+from graph.errors import Unavailable, UnknownUser
+from graph.schema import MAX_TEXT_CHARS
+from models.language_model.protocol import Prompt
+
+logger = logging.getLogger("weft.ingress")
+
+
+def why_suggested(title: str) -> str:
+    """The question that is asked where nothing but an item is named."""
+    return EXPLAIN_QUESTION.format(title=title)
+
+
+async def question_about(exchange: Exchange, item_id: str) -> str:
+    """The question why an item is suggested. Raises UnknownItem."""
+    found = await exchange.backend.item(item_id, exchange.min_version(item_ids=[item_id]))
+    return why_suggested(found.item.title)
+
+
+def question_of(prompt: Prompt) -> str:
+    """The last thing that a user says in a conversation; empty where nobody says anything."""
+    if isinstance(prompt, str):
+        return prompt[:MAX_TEXT_CHARS]
+    said = (turn.content for turn in reversed(prompt) if turn.role == "user")
+    return next(said, "")[:MAX_TEXT_CHARS]
+
+
+async def candidates_for(
+    exchange: Exchange, user_id: str, question: str, explain_item: str | None
+) -> ContextCandidates:
+    """Lines for a prompt. A user nobody knows and a service that is away give none, and `missing` says so.
+
+    Waits for what this user was last known to have written. Raises UnknownItem and InvalidInput.
+    """
+    min_version = exchange.min_version(
+        user_id=user_id, item_ids=() if explain_item is None else (explain_item,)
+    )
+    try:
+        return await exchange.backend.context_lines(user_id, question, min_version, explain_item)
+    except UnknownUser:
+        return ContextCandidates((), 0, ("user",))
+    except Unavailable as error:
+        logger.warning("request %s is answered without context: %s", exchange.request_id, error.message)
+        return ContextCandidates((), 0, ("context",))
+
+
+def context_facts(exchange: Exchange, query: GenerateQuery, started: Started) -> dict[str, Any] | None:
+    """Whose lines the prompt holds, in its order; None where no context was wanted.
+
+    `version` is null where nothing could be read.
+    """
+    if query.context is None:
+        return None
+    fitted = started.context
+    read = not {"user", "context"} & set(query.context.missing)
+    return {
+        "sources": [] if fitted is None else [source_of(line) for line in fitted.lines],
+        "tokens": 0 if fitted is None else fitted.tokens,
+        "missing": list(query.context.missing if fitted is None else fitted.missing),
+        "timings_ms": asdict((fitted or query.context).timings),
+        "version": exchange.token((fitted or query.context).version) if read else None,
+    }
+
+
+def source_of(line: ContextLine) -> dict[str, str]:
+    return {"kind": line.source_kind, "id": line.source_id}
