@@ -19,6 +19,9 @@ BENCHMARKS = (
     "generation",
     "adapters",
     "quantization",
+    "context",
+    "chat",
+    "small_model",
 )
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         url = re.search(r"Weft is ready at (http://\S+)", printed)
         assert url is not None
         assert url[1] == service.url
-        first, write, second, search, generate = _commands(printed)
-        assert "its words mean nothing" in printed
+        first, write, second, search, remember, generate = _commands(printed)
 
         before = json.loads(_shell(first))
         written = json.loads(_shell(write))
@@ -72,9 +71,16 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         assert found["results"]
         assert found["text_model"].startswith("all-minilm-l6-v2-")
         assert found["waiting"] == 0
+        assert _version(json.loads(_shell(remember))) > _version(after)
         said = json.loads(_shell(generate))
+        assert (said["adapter"], said["source"], said["model"]) == (None, "base", "weft-small")
+        # The prompt holds what was stated and what was rated; somebody else's, asked the same, neither.
         assert said["output"]
-        assert (said["adapter"], said["source"], said["model"]) == (None, "base", "stand-in-model")
+        assert {source["kind"] for source in said["context"]["sources"]} == {"memory", "item"}
+        assert said["context"]["missing"] == []
+        other = json.loads(_shell(generate.replace("ada-lind", "somebody-else")))
+        assert other["context"]["sources"] == []
+        assert "daughter" not in other["output"]
 
         service.interrupt()
         # `make` itself dies of the interrupt; what it started ends in order.
@@ -92,10 +98,10 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
 
 
 def _commands(printed: str) -> list[str]:
-    """The five indented curl commands; a backslash continues one."""
+    """The six indented curl commands; a backslash continues one."""
     joined = printed.replace("\\\n", " ")
     commands = [line.strip() for line in joined.splitlines() if line.startswith("  curl ")]
-    assert len(commands) == 5, printed
+    assert len(commands) == 6, printed
     return commands
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from models.small_model.folder import small_model_folder
 from tests.lora_folders import write_adapter
 from tests.processes import wait_until
 from tests.service import Service
@@ -92,7 +93,7 @@ def test_a_killed_language_model_comes_back_with_its_adapters(
         return found
 
     wait_until(lambda: model().get("open"), 60, "the language model")
-    folder = write_adapter(tmp_path / "adapter", service.data_dir / "stand-in-model", 7)
+    folder = write_adapter(tmp_path / "adapter", small_model_folder(), 7)
     with service.client() as weft:
         put = weft.put_adapter("user", "survivor", "v1", folder)
         weft.activate_adapter("user", "survivor", "v1")

@@ -1,4 +1,4 @@
-"""Generation and adapters over HTTP on a running service with the stand-in model."""
+"""Generation and adapters over HTTP on a running service with the model that comes with Weft."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import openai
 import pytest
 
 from deployments.client import WeftClient
+from models.small_model.folder import small_model_folder
 from tests.lora_folders import write_adapter
 from tests.processes import wait_until
 from tests.service import Service, running_service
@@ -36,7 +37,7 @@ def service(small_store: SmallStore, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="module")
 def folders(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("adapters")
-    model = service.data_dir / "stand-in-model"
+    model = small_model_folder()
     return [write_adapter(root / f"a{n}", model, n) for n in range(4)]
 
 
