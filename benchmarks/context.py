@@ -23,11 +23,12 @@ import numpy as np
 
 from benchmarks.report import percentiles, spread, write
 from graph.context import ContextQuery, Suggestion, fit, select
-from graph.memory_search import search_memories
+from graph.memory_search import score_memories
 from graph.neighbours import neighbours
 from graph.node_text import text_digest
 from graph.schema import RATING_DTYPE, ChangeSet, Item, Memory, Relation, TextKind, TextVector, User
 from graph.view import GraphView
+from graph.words import Wording
 from models.small_model.folder import small_model_folder
 
 SIZES = (10, 1_000, 10_000)
@@ -162,10 +163,10 @@ def measure_parts(view: GraphView, user_id: str) -> dict[str, Any]:
     for n in range(50):
         query = question(view, user_id, n, True, rng)
         start = time.perf_counter()
-        search_memories(view, row, query.query, 10, vector=query.vector, model=MODEL, now=NOW)
+        score_memories(view, row, Wording(query.query), query.vector, MODEL, NOW).best(10)
         searching.append((time.perf_counter() - start) * 1e3)
         start = time.perf_counter()
-        search_memories(view, row, query.query, 10, now=NOW)
+        score_memories(view, row, Wording(query.query), None, None, NOW).best(10)
         by_words.append((time.perf_counter() - start) * 1e3)
         start = time.perf_counter()
         neighbours(view, row, liked, 16)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
 import numpy as np
 
 from benchmarks.report import shared_data
@@ -10,7 +14,8 @@ from graph.datasets.records import Dataset
 from graph.schema import RATING_DTYPE, ChangeSet, Item, User, WriteRequest
 from graph.view import GraphView
 from models.graph_encoder.features import HashedFeatures
-from models.graph_encoder.parameters import EdgeWeights, LinearParameters
+from models.graph_encoder.parameters import EdgeWeights, EncoderParameters, Float32, LinearParameters
+from models.graph_encoder.sage_parameters import SageParameters
 
 
 def demo_view() -> GraphView:
@@ -46,29 +51,51 @@ def synthetic_view(users: int, items: int, ratings: int, seed: int = 0) -> Graph
 
 
 def random_parameters(view: GraphView, dim: int = 64) -> LinearParameters:
-    """An untrained encoder over all items of a view: inference costs the same."""
-    rng = np.random.default_rng(0)
-    features = HashedFeatures()
+    """An untrained `linear` encoder over all items of a view: inference costs the same."""
+    table = _tables()
+    return LinearParameters(
+        **_item_tables(view, dim, table), mix=np.full(5, 0.5, np.float32), degree_exponent=0.5
+    )
 
-    def table(*shape: int) -> np.ndarray:
+
+def random_sage_parameters(view: GraphView, dim: int = 64) -> SageParameters:
+    """An untrained `sage` encoder over all items of a view: inference costs the same."""
+    table = _tables()
+    own = {field.name for field in fields(SageParameters)} - {
+        field.name for field in fields(EncoderParameters)
+    }
+    biases = {"user_bias", "item_bias"}
+    return SageParameters(
+        **_item_tables(view, dim, table),
+        **{name: table(dim) if name in biases else table(dim, dim) for name in sorted(own)},
+    )
+
+
+def _tables() -> Callable[..., Float32]:
+    rng = np.random.default_rng(0)
+
+    def table(*shape: int) -> Float32:
         return (rng.standard_normal(shape) * 0.1).astype(np.float32)
 
+    return table
+
+
+def _item_tables(view: GraphView, dim: int, table: Callable[..., Float32]) -> dict[str, Any]:
+    features = HashedFeatures()
     ids = tuple(item.item_id for item in view.items())
     buckets = features.item_buckets
-    return LinearParameters(
-        ids,
-        table(len(ids), dim),
-        table(len(ids), dim),
-        table(len(ids)),
-        table(buckets, dim),
-        table(buckets, dim),
-        table(buckets),
-        table(features.user_buckets, dim),
-        np.full(5, 0.5, np.float32),
-        0.5,
-        EdgeWeights(),
-        features.config(),
-    )
+    return {
+        "item_ids": ids,
+        "id_source": table(len(ids), dim),
+        "id_target": table(len(ids), dim),
+        "id_bias": table(len(ids)),
+        "feature_source": table(buckets, dim),
+        "feature_target": table(buckets, dim),
+        "feature_bias": table(buckets),
+        "user_attributes": table(features.user_buckets, dim),
+        "edge_weights": EdgeWeights(),
+        "features": features.config(),
+    }
 
 
 def one_rating(view: GraphView, user_row: int, item_row: int, value: float = 4.0) -> ChangeSet:

@@ -2,10 +2,10 @@
 
     python -m benchmarks.incremental
 
-Incremental: `GraphView.apply` + `LinearState.apply` + `user_vector`, for random new ratings. Yardsticks on
-the same graph, one thread each: `rebuild`, a new `LinearState` from the live view (float64 sums, features
-included), and `bare products`, the propagation alone, three float32 products over a matrix that is there
-already: the least that any full recompute costs.
+Incremental: `GraphView.apply`, then `apply` and `user_vector` of the encoder state, for random new ratings.
+Yardsticks on the same graph, one thread each: `rebuild`, a new state from the live view (float64 sums and
+features), and `bare products`, the propagation of `linear` alone, three float32 products over a matrix that
+is there already: the least that any full recompute costs. Both kinds of encoder, `linear` and `sage`.
 
 Text vectors: `LinearState.apply` of arriving vectors, one or many to a version, with text features.
 """
@@ -23,30 +23,36 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-from benchmarks.graphs import movielens_view, one_rating, random_parameters, synthetic_view
+from benchmarks.graphs import (
+    movielens_view,
+    one_rating,
+    random_parameters,
+    random_sage_parameters,
+    synthetic_view,
+)
 from benchmarks.report import percentiles, spread, write
 from graph.schema import ChangeSet, TextVector
 from graph.view import GraphView
-from models.graph_encoder.features import TextFeatures, extractor_from_config
+from models.graph_encoder.features import TextFeatures
 from models.graph_encoder.incremental import LinearState
+from models.graph_encoder.parameters import EncoderParameters
+from models.graph_encoder.state import build_state
 
 ROUNDS, RATINGS_PER_ROUND = 5, 400
 TEXT_DIM = 384
 
 
-def measure(view: GraphView) -> dict[str, Any]:
-    parameters = random_parameters(view)
-    extractor = extractor_from_config(parameters.features)
-    state = LinearState(parameters, extractor, view)
+def measure(view: GraphView, parameters: EncoderParameters) -> dict[str, Any]:
+    state = build_state(parameters, view)
     edges = view.edges()
     matrix = sp.csr_matrix((np.ones(len(edges.values), np.float32), (edges.user_rows, edges.item_rows)))
-    q = state.source[: matrix.shape[1]].copy()
     rng = np.random.default_rng(1)
+    q = rng.standard_normal((matrix.shape[1], parameters.dim)).astype(np.float32)
     micros: list[float] = []
     against_rebuild, against_products = [], []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        LinearState(parameters, extractor, view)
+        build_state(parameters, view)
         rebuild = time.perf_counter() - start
         start = time.perf_counter()
         matrix @ (q + matrix.T @ (matrix @ q))
@@ -125,11 +131,14 @@ def measure_text(view: GraphView) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    small, large = movielens_view(), synthetic_view(6040, 3706, 1_000_209)
     write(
         "incremental",
         {
-            "ml-latest-small": measure(movielens_view()),
-            "ml-1m-sized": measure(synthetic_view(6040, 3706, 1_000_209)),
+            "ml-latest-small": measure(small, random_parameters(small)),
+            "ml-1m-sized": measure(large, random_parameters(large)),
+            "sage, ml-latest-small": measure(small, random_sage_parameters(small)),
+            "sage, ml-1m-sized": measure(large, random_sage_parameters(large)),
             "text vectors, ml-latest-small": measure_text(movielens_view()),
         },
     )

@@ -1,9 +1,12 @@
 """How often the small model's answer names the right title or fact, and whether its styles show.
 
 200 prompts of made-up users, from word lists that no training saw, answered greedily by the engine: by the
-base and by each style, with the context's lines and without. An answer is right if it names everything it has
-to, as the lines have it; what the question says already does not count. `real_titles` asks the same with
-titles of ml-latest-small and goodbooks-10k. `users_adapter` trains an adapter from a user's texts.
+base and by each style, with the context's lines and without. An answer is `right` if it names the item or fact
+that each thing asked for is about: the suggested title, the first reason of an explanation, the first liked title,
+the whole of a quoted sentence. It is `complete` if it names everything it could: both reasons, up to three liked
+titles. Names count letter for letter, but for upper and lower case; what the question says already does not
+count. `real_titles` asks the same with titles of ml-latest-small and goodbooks-10k. `users_adapter` trains an
+adapter from a user's texts.
 
     python -m benchmarks.small_model
 """
@@ -73,17 +76,24 @@ class Asked:
     context: str
     question: str
     needs: tuple[tuple[tuple[str, ...], ...], ...]
-    """For each thing that is asked the answers that are right, each by the names it has to hold."""
+    """For each thing that is asked the answers that are right, each by its names, the first the foremost."""
 
     def messages(self, *, with_context: bool) -> tuple[Message, ...]:
         question = Message("user", self.question)
         return (Message("system", self.context), question) if with_context else (question,)
 
     def right(self, answer: str) -> bool:
-        """Upper and lower case count for nothing: a sentence may begin with a name."""
-        text = answer.casefold()
+        """Whether the answer holds the foremost name of each thing that is asked."""
+        return self._holds(answer, 1)
+
+    def complete(self, answer: str) -> bool:
+        """Whether it holds all of the names."""
+        return self._holds(answer, None)
+
+    def _holds(self, answer: str, count: int | None) -> bool:
+        text = answer.casefold()  # a sentence may begin with a name
         return all(
-            any(all(name.casefold() in text for name in names) for names in accepted)
+            any(all(name.casefold() in text for name in names[:count]) for names in accepted)
             for accepted in self.needs
         )
 
@@ -146,8 +156,10 @@ def share(hits: Sequence[bool]) -> float:
 def scored(prompts: Sequence[Asked], answers: Sequence[str]) -> dict[str, Any]:
     right = [one.right(text) for one, text in zip(prompts, answers, strict=True)]
     kinds = dict.fromkeys(one.kind for one in prompts)
+    complete = [one.complete(text) for one, text in zip(prompts, answers, strict=True)]
     return {
         "right": share(right),
+        "complete": share(complete),
         "by_kind": {
             kind: share([hit for hit, one in zip(right, prompts, strict=True) if one.kind == kind])
             for kind in kinds
@@ -214,7 +226,7 @@ def measure() -> dict[str, Any]:
                 wrong = [
                     {"question": one.question, "needs": one.needs, "answer": text}
                     for one, text in zip(prompts, answers, strict=True)
-                    if not one.right(text)
+                    if not one.complete(text)
                 ]
                 found[name]["wrong"] = wrong[:WRONG_SHOWN]
             shown = [Asked("shown", render(EXAMPLE), question, ()) for question in QUESTIONS]

@@ -266,11 +266,11 @@ def import_mesh(
     as_json: AsJson = False,
 ) -> None:
     """Import what users said, with its relations; docs/memory.md has the format."""
-    from deployments.store_access import item_ids
+    from deployments.store_access import item_ids_and_owners
     from graph.datasets import MeshDataset
 
     settings = Settings()
-    _import(settings, MeshDataset(path, item_ids(settings)), rejects, strict, as_json)
+    _import(settings, MeshDataset(path, *item_ids_and_owners(settings)), rejects, strict, as_json)
 
 
 @app.command()

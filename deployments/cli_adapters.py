@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from deployments.cli_adapter_training import train
 from deployments.cli_output import AsJson, messages, print_json
 from deployments.settings import Settings
 from graph.errors import InvalidInput
 
 commands = typer.Typer(no_args_is_help=True)
+commands.command()(train)
 
 Target = Annotated[str, typer.Argument(help="user/ID, domain/NAME or global/default.")]
 _PAGE = 1_000
@@ -30,7 +32,7 @@ def list_adapters(
     """Versions, what is active, and candidates in the inbox."""
     from deployments.client import WeftClient
 
-    scope, name = (None, None) if target is None else _parts(target)
+    scope, name = (None, None) if target is None else parts(target)
     with WeftClient(Settings().url) as client:
         first = page = client.list_adapters(scope, name, _PAGE)
         versions = list(page.versions)
@@ -82,7 +84,7 @@ def put(
     """Check an adapter and give it a label."""
     from deployments.client import WeftClient
 
-    scope, name = _parts(target)
+    scope, name = parts(target)
     if (folder is None) == (inbox is None):
         raise InvalidInput("name one source: a folder here, or --inbox PATH")
     with WeftClient(Settings().url) as client:
@@ -112,7 +114,7 @@ def activate_version(
     """Make a version active for the next requests; running ones finish on the old one."""
     from deployments.client import WeftClient
 
-    scope, name = _parts(target)
+    scope, name = parts(target)
     if bool(versions) == none:
         raise InvalidInput("name a version, several as VERSION=SHARE, or --none")
     shares = dict(_share(text) for text in versions or ())
@@ -132,7 +134,7 @@ def rollback(target: Target, as_json: AsJson = False) -> None:
     from deployments.client import WeftClient
 
     with WeftClient(Settings().url) as client:
-        state = client.roll_back_adapter(*_parts(target))
+        state = client.roll_back_adapter(*parts(target))
     _tell(state, as_json)
 
 
@@ -142,7 +144,7 @@ def history(target: Target, as_json: AsJson = False) -> None:
     from deployments.client import WeftClient
 
     with WeftClient(Settings().url) as client:
-        states = client.adapter_history(*_parts(target))
+        states = client.adapter_history(*parts(target))
     if as_json:
         print_json([asdict(state) for state in states])
         return
@@ -160,14 +162,15 @@ def delete(target: Target, version: str, as_json: AsJson = False) -> None:
     from deployments.client import WeftClient
 
     with WeftClient(Settings().url) as client:
-        client.delete_adapter(*_parts(target), version)
+        client.delete_adapter(*parts(target), version)
     if as_json:
         print_json({"deleted": f"{target}/{version}"})
     else:
         messages.print(f"{escape(target)}/{escape(version)} is deleted.")
 
 
-def _parts(target: str) -> tuple[str, str]:
+def parts(target: str) -> tuple[str, str]:
+    """Scope and name. Raises InvalidInput."""
     scope, slash, name = target.partition("/")
     if scope == "global" and not slash:
         return "global", "default"

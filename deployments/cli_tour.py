@@ -40,8 +40,8 @@ def tour(
     failed = []
     with WeftClient(settings.url, deadline_s=60) as client:
         walk = Tour(client, settings.url, f"tour-{secrets.token_hex(3)}", seconds, interactive)
-        walk.begin()
         try:
+            walk.begin()
             chosen = [name for name in STEPS if not step or name in step]
             for number, name in enumerate(chosen, start=1):
                 if waits:

@@ -47,6 +47,13 @@ def fitted(
     )
 
 
+def without_lines(fitted: FittedContext | None) -> FittedContext | None:
+    """A context that could not be used: nothing of it is left, and `missing` says so."""
+    if fitted is None:
+        return None
+    return replace(fitted, text="", lines=(), tokens=0, missing=(*fitted.missing, "context"))
+
+
 class ContextFitter:
     """Fits contexts for one backend. What may take a millisecond is done on a thread, beside the loop."""
 

@@ -31,7 +31,7 @@ from deployments.messages import (
     UserVector,
 )
 from deployments.settings import Settings
-from graph.errors import InvalidInput, NotFound, NotYet, UnknownEncoder, WeftError
+from graph.errors import InvalidInput, NotFound, NotYet, UnknownEncoder, UnknownMemory, WeftError
 from graph.schema import ChangeSet, Item, Memory, User
 from graph.view import GraphView
 from models.graph_encoder.sage import SageState
@@ -219,15 +219,18 @@ class GraphEncoder(MemoryReads):
         )
 
     async def node_embedding(
-        self, node_id: str, kind: str | None, min_version: int
+        self, node_id: str, kind: str | None, owner: str | None, min_version: int
     ) -> NodeEmbedding | WeftError:
-        """The vector of a user, an item (without the items' bias) or, where the encoder has it, a memory."""
+        """The vector of a user, an item (without the items' bias) or, where the encoder has it, a memory.
+
+        `owner` is whose memory it is: another user's counts as unknown.
+        """
         active = self._generations.active
         if active is None:
             return self._generations.absence()
         try:
             self._check_version(min_version)
-            found = _named(active.view, node_id, kind)
+            found = _named(active.view, node_id, kind, owner)
             if isinstance(found, User):
                 vector = active.state.user_vector(found.row)
             elif isinstance(found, Item):
@@ -357,12 +360,18 @@ def _with_vector(answer: UserVector, vector: Any) -> UserVector:
     )
 
 
-def _named(view: GraphView, node_id: str, kind: str | None) -> User | Item | Memory:
+def _named(view: GraphView, node_id: str, kind: str | None, owner: str | None) -> User | Item | Memory:
     """The one node of that id and kind; without a kind a user or an item, for memories are private."""
-    finders = {"user": view.find_user, "item": view.find_item, "memory": view.find_memory}
-    kinds = ("user", "item") if kind is None else (kind,)
-    asked = {name: find for name, find in finders.items() if name in kinds}
-    nodes = {name: node for name, find in asked.items() if (node := find(node_id)) is not None}
+    if kind == "memory":
+        memory = view.find_memory(node_id)
+        if owner is None or memory is None or memory.user_row != view.user(owner).row:
+            raise UnknownMemory(f"user {owner!r} has no memory {node_id!r}", param="node_id")
+        return memory
+    nodes: dict[str, User | Item] = {}
+    if kind != "item" and (user := view.find_user(node_id)) is not None:
+        nodes["user"] = user
+    if kind != "user" and (item := view.find_item(node_id)) is not None:
+        nodes["item"] = item
     if len(nodes) > 1:
         raise InvalidInput(
             f"{node_id!r} is the id of several nodes: say which with "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from deployments.adapter_calls import AdapterCalls
 from deployments.adapter_manager import AdapterManager
 from deployments.adapter_versions import AdapterVersions, is_state, state_of
 from deployments.audit_log import AuditLog
-from deployments.context_fitting import ContextFitter
+from deployments.context_fitting import ContextFitter, without_lines
 from deployments.following import Follower
 from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, LanguageModelInfo
 from deployments.generation_run import GenerationRun, Mailbox, StreamEvent
@@ -44,7 +45,8 @@ _STOP_WAIT_S = 5.0
 """For changes of adapters that were begun; what writes to a graph state that is gone would wait for long."""
 _RETRY_S = 5.0
 _MAX_RETRY_S = 60.0
-_QUICK_CHARS = 16_384
+_QUICK_CHARS = 2_000
+"""Of a prompt that is read at once: a tokenizer takes about half a microsecond for each."""
 _PAUSE_S = 0.02
 """Between two messages of a stream: a message costs more than a token, and nobody reads faster."""
 
@@ -258,7 +260,16 @@ class LanguageModel(AdapterCalls):
                 query.user_id,
                 "" if run.context is None else run.context.text,
             )
-            run.accepted(await _submitted(backend, request, partial(self._mailbox.post, run)))
+            listener = partial(self._mailbox.post, run)
+            try:
+                run.accepted(await _submitted(backend, request, listener))
+            except InvalidInput as error:
+                if not request.context:
+                    raise
+                # Perhaps it is a stored text that this model cannot read, which is not the caller's doing.
+                log.warning("request %s is answered without its context: %s", query.request_id, error.message)
+                run.context = without_lines(run.context)
+                run.accepted(await _submitted(backend, replace(request, context=""), listener))
         except WeftError as error:
             error = self._as_asked(query, error)
             run.refuse(error)
@@ -338,7 +349,7 @@ async def _submitted(backend: LanguageBackend, request: GenerationRequest, liste
     """Submit a request, off the event loop where reading its prompt takes long."""
     prompt = request.prompt
     chars = len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
-    if chars <= _QUICK_CHARS:
+    if chars + len(request.context) <= _QUICK_CHARS:
         return backend.submit(request, listener)
     submitting = asyncio.ensure_future(asyncio.to_thread(backend.submit, request, listener))
     try:

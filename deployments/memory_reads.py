@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TypeVar
 
 from deployments.cursors import read_cursor
@@ -21,10 +22,11 @@ from deployments.memory_messages import (
 from graph.context import ContextQuery, select
 from graph.context_lines import one_line
 from graph.errors import UnknownMemory, WeftError
-from graph.memory_search import search_memories
+from graph.memory_search import score_memories
 from graph.schema import Memory, Relation
 from graph.user_graph import user_graph
 from graph.view import GraphView
+from graph.words import Wording
 
 T = TypeVar("T")
 
@@ -33,6 +35,10 @@ _QUICK_NODES = 200
 millisecond, 10,000 of them 25 ms."""
 _QUICK_CONTEXT_NODES = 10
 """A context looks at neighbours as well: 50 nodes take some milliseconds, 10,000 of them 100 ms."""
+_QUICK_CHARS = 20_000
+_QUICK_RELATIONS = 500
+_PAGE_CHARS = 2_000_000
+"""Text of one page: a longer one ends before `limit`."""
 _TITLE_CHARS = 80
 
 
@@ -70,8 +76,8 @@ class MemoryReads:
         def read(view: GraphView) -> MemoryPage:
             start = read_cursor(after)
             memories = [m for m in view.memories_of(view.user(user_id).row) if m.row >= start]
-            page = memories[:limit]
-            following = str(page[-1].row + 1) if len(memories) > limit else None
+            page = _page(memories, limit)
+            following = str(page[-1].row + 1) if len(memories) > len(page) else None
             return MemoryPage(tuple(_record(view, user_id, m) for m in page), following, view.version)
 
         return await self._read(user_id, min_version, read, _QUICK_NODES)
@@ -80,11 +86,11 @@ class MemoryReads:
         def read(view: GraphView) -> MemorySearchAnswer:
             row, model = view.user(query.user_id).row, query.text_model
             now = int(time.time()) if query.valid_only else None
-            found = search_memories(view, row, query.text, query.n, vector=query.vector, model=model, now=now)
-            by_vectors = query.vector is not None and model in view.text_models("memory")
+            scored = score_memories(view, row, Wording(query.text), query.vector, model, now)
+            best = scored.best(query.n)
             return MemorySearchAnswer(
-                tuple(FoundMemory(_record(view, query.user_id, memory), score) for memory, score in found),
-                model if by_vectors else None,
+                tuple(FoundMemory(_record(view, query.user_id, memory), score) for memory, score in best),
+                model if scored.embedded.any() else None,
                 view.version,
             )
 
@@ -120,11 +126,26 @@ class MemoryReads:
             self._check(min_version)
             view = self._current()
             row = view.user(user_id).row
-            if view.num_memories_of(row) + int(view.user_degrees[row]) <= quick_nodes:
+            if _is_quick(view, row, quick_nodes):
                 return read_now()
             return await self._long.run(read_now)
         except WeftError as error:
             return error
+
+
+def _is_quick(view: GraphView, user_row: int, quick_nodes: int) -> bool:
+    """Whether what is a user's own is little: nodes, text and relations."""
+    if view.num_memories_of(user_row) + int(view.user_degrees[user_row]) > quick_nodes:
+        return False
+    memories = view.memories_of(user_row)
+    relations = sum(len(view.relations_of(m.row)) for m in memories)
+    return relations <= _QUICK_RELATIONS and sum(len(m.text) for m in memories) <= _QUICK_CHARS
+
+
+def _page(memories: list[Memory], limit: int) -> list[Memory]:
+    """The first of them, at most `limit`, at least one if there is one."""
+    ends = accumulate(len(memory.text) for memory in memories[:limit])
+    return [m for m, end in zip(memories, ends, strict=False) if end <= _PAGE_CHARS] or memories[:1]
 
 
 def _record(view: GraphView, user_id: str, memory: Memory) -> MemoryRecord:

@@ -75,14 +75,16 @@ def read_view(settings: Settings) -> GraphView:
         store.close()
 
 
-def item_ids(settings: Settings) -> frozenset[str]:
-    """Ids of the items in the store; a running service is not disturbed."""
+def item_ids_and_owners(settings: Settings) -> tuple[frozenset[str], dict[str, str]]:
+    """Ids of the items in the store, and whose each memory is; a running service is not disturbed."""
     store = GraphStore(settings.store_url)
     try:
-        pages = store.changes_since(0, frozenset({"item"}))
-        return frozenset(item.item_id for page in pages for item in page.items if not item.deleted)
+        pages = list(store.changes_since(0, frozenset({"user", "item", "memory"})))
     finally:
         store.close()
+    users = {user.row: user.user_id for page in pages for user in page.users}
+    owners = {memory.memory_id: users[memory.user_row] for page in pages for memory in page.memories}
+    return frozenset(item.item_id for page in pages for item in page.items), owners
 
 
 def active_encoder(settings: Settings) -> Path | None:

@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from deployments.client import WeftAPIError, WeftClient
+from graph.errors import InvalidInput
 from models.small_model.folder import small_model_folder, style_folders
 
 _QUESTION = "What should I watch next, and what do you know about me?"
@@ -29,32 +30,49 @@ class Tour:
         self.client, self.url, self.user_id = client, url, user_id
         self.seconds, self.interactive = seconds, interactive
         self.other_id = f"{user_id}-other"
-        self._titles: dict[str, str] = {}
+        self.model: str | None = None
+        """Of the service; None: it has none."""
 
     def begin(self) -> None:
-        """Make the tour's user with three ratings, so that there is something to recommend from."""
+        """Make the tour's user with three ratings, so that there is something to recommend from.
+
+        Raises InvalidInput where the catalogue is too small for that.
+        """
+        # Not by asking for it: a model that is away is worth waiting for elsewhere.
+        language_model = self.client.status()["language_model"]
+        self.model = language_model.get("model") if language_model.get("open") else None
         self.client.put_user(self.user_id)
-        popular = self.client.recommend(
-            self.user_id, 3
-        ).recommendations  # nothing is known yet: the most liked
-        liked = [entry.item_id for entry in popular]
-        self._titles = {entry.item_id: entry.title for entry in popular}
+        popular = self.client.recommend(self.user_id, 8).recommendations  # nothing is known: the most liked
+        if len(popular) < 8:
+            raise InvalidInput(
+                f"the service has {len(popular)} items to recommend, too few for a tour: import some, or "
+                "`weft demo` the generated catalogue"
+            )
+        liked = popular[:3]
         self.client.rate_many(
-            {"user_id": self.user_id, "item_id": item_id, "value": 5.0} for item_id in liked
+            {"user_id": self.user_id, "item_id": entry.item_id, "value": 5.0} for entry in liked
         )
-        titles = ", ".join(self._titles[item_id] for item_id in liked)
+        titles = ", ".join(entry.title for entry in liked)
         say(f"The tour's user is {self.user_id}; rated with five stars: {titles}.")
 
     def end(self) -> None:
         """Remove the tour's users and their adapters."""
+        removals = (
+            [self.client.delete_user]
+            if self.model is None
+            else [self._remove_adapters, self.client.delete_user]
+        )
+        left = []
         for user_id in (self.user_id, self.other_id):
-            for remove in (self._remove_adapters, self.client.delete_user):
+            for remove in removals:
                 try:
                     remove(user_id)
                 except WeftAPIError as error:
                     if error.status != 404:
+                        left.append(user_id)
                         say(f"{user_id} could not be removed: {error}")
-        say("The tour's users and adapters are removed.")
+        if not left:
+            say("The tour's users and adapters are removed.")
 
     def _remove_adapters(self, user_id: str) -> None:
         if not self.client.adapter_history("user", user_id):
@@ -195,12 +213,12 @@ def show_speed(tour: Tour) -> None:
     _measure(tour, "recommendations", lambda n: tour.client.recommend(users[n % len(users)], 10))
     _measure(tour, "ratings, durable", lambda n: tour.client.rate(tour.user_id, item_id, 0.5 + n % 10 / 2))
     _measure(tour, "contexts", lambda n: tour.client.context(users[n % len(users)]))
-    if _model_name(tour) is not None:
-        _measure(tour, "answers, 16 tokens", lambda n: _short_answer(tour, users[n % len(users)]))
+    if tour.model is not None:
+        _measure(tour, "answers, 16 tokens", lambda n: _short_answer(tour))
 
 
-def _short_answer(tour: Tour, user_id: str) -> None:
-    tour.client.generate("What next?", user_id=user_id, max_tokens=16, temperature=0)
+def _short_answer(tour: Tour) -> None:
+    tour.client.generate("What next?", user_id=tour.user_id, max_tokens=16, temperature=0)
 
 
 def show_chat(tour: Tour) -> None:
@@ -246,25 +264,16 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def _model_name(tour: Tour) -> str | None:
-    try:
-        return tour.client.list_models()[0].id
-    except WeftAPIError as error:
-        if error.code == "model_unavailable":
-            return None
-        raise
-
-
 def _need_model(tour: Tour) -> None:
-    if _model_name(tour) is None:
+    if tour.model is None:
         raise Skipped("this service has no language model")
 
 
 def _styles(tour: Tour) -> list[tuple[str, Any]]:
     """Adapters that come with Weft; they fit the model that does."""
-    name = _model_name(tour)
-    if name != small_model_folder().name:
-        raise Skipped(f"the adapters that come with Weft are for its own small model, and this is {name}")
+    _need_model(tour)
+    if tour.model != small_model_folder().name:
+        raise Skipped(f"the adapters that come with Weft are for its own small model, this is {tour.model}")
     return list(style_folders().items())
 
 

@@ -34,6 +34,7 @@ class WarmAdapters:
         self._saved: tuple[str, ...] = ()
         self._saved_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
 
     def start(self, versions: AdapterVersions) -> None:
         """Once the feed is known; only the first call counts."""
@@ -43,8 +44,11 @@ class WarmAdapters:
     async def stop(self) -> None:
         if self._task is None:
             return
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        # Not cancelled: a thread that reads or writes would go on alone, and open a lock that nobody closes.
+        self._stopping.set()
+        [failed] = await asyncio.gather(self._task, return_exceptions=True)
+        if isinstance(failed, Exception):
+            log.error("adapters were not loaded ahead", exc_info=failed)
         await asyncio.to_thread(self._save, self._residents.resident())
         if self._number is not None:
             self._number.close()
@@ -59,12 +63,18 @@ class WarmAdapters:
                 log.warning("adapters.warm_up: nothing is active under %r", reference)
             wanted += found
         self._load(dict.fromkeys(wanted))
-        while True:
-            await asyncio.sleep(_LOOK_S)
+        while not await self._stopped_within(_LOOK_S):
             now = self._residents.resident()
             # The order changes with every request, and matters little.
             if set(now) != set(self._saved) or time.monotonic() - self._saved_at > _SAVE_ORDER_S:
                 await asyncio.to_thread(self._save, now)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
 
     def _load(self, digests: Iterable[str]) -> None:
         for digest in digests:

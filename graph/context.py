@@ -141,7 +141,7 @@ def select(view: GraphView, query: ContextQuery) -> list[ContextLine]:
         items.liked.at(items.liked.best(weights["liked"], query.max_lines)),
         items.disliked.at(items.disliked.best(weights["disliked"], query.max_lines)),
         related_items(view, user_row, anchors, frozenset(offered), question),
-        _suggested(view, suggestions, items.others),
+        _suggested(view, suggestions, items.others, must),
     ]
     places = {suggestion.item_id: place for place, suggestion in enumerate(suggestions)}
     head: list[tuple[LineKind, int]] = [("suggested", places[item_id]) for item_id in must]
@@ -153,8 +153,8 @@ def fit(lines: Sequence[ContextLine], max_tokens: int, count: Callable[[str], in
     """As many of the lines as `max_tokens` hold, taken in order, put in the prompt's order.
 
     A line that is too long is passed over for shorter ones behind it. `count` gives the tokens of a text;
-    what it says of the whole text decides, for counts of parts need not add up. The same lines always make
-    the same text, whatever the order in which they come.
+    what it says of the whole text decides, for counts of parts need not add up. Once chosen, the same lines
+    make the same text, whatever the order in which they came.
     """
     chosen: list[ContextLine] = []
     left = max_tokens - (count(HEADER) if lines else 0)
@@ -221,8 +221,11 @@ def _still_new(
 
 
 def _suggested(
-    view: GraphView, suggestions: Sequence[Suggestion], relevance: Mapping[int, float]
+    view: GraphView, suggestions: Sequence[Suggestion], relevance: Mapping[int, float], must: Sequence[str]
 ) -> Candidates:
+    """The suggestions; those of `must` are asked about, and need not be recommended."""
+    recommended = [s.item_id for s in suggestions if s.item_id not in must]
+    ranks = {item_id: rank for rank, item_id in enumerate(recommended, start=1)}
     items = [view.find_item(suggestion.item_id) for suggestion in suggestions]
     close = [0.0 if item is None else relevance.get(item.row, 0.0) for item in items]
 
@@ -230,9 +233,9 @@ def _suggested(
         found = suggestions[place]
         reasons = [shortened(reason, MAX_REASON_CHARS) for reason in found.because]
         text = shortened(because_of(found.title, reasons))
-        return ContextLine(
-            "suggested", "item", found.item_id, text, score, f"recommended, place {place + 1}", place
-        )
+        rank = ranks.get(found.item_id)
+        why = "asked about" if rank is None else f"recommended, place {rank}"
+        return ContextLine("suggested", "item", found.item_id, text, score, why, place)
 
     strength = 1 / (1 + np.arange(len(suggestions)) / SUGGESTION_RANK)
     return Candidates("suggested", np.array(close, np.float64), strength, line)

@@ -74,7 +74,7 @@ class OwnItems:
         about: Sequence[int],
     ) -> None:
         rated = view.ratings_of(user_row)
-        latest = np.lexsort((np.arange(len(rated.values)), rated.timestamps))[::-1]
+        latest = np.lexsort((rated.item_rows, rated.timestamps))[::-1]
         values = rated.values[latest]
         telling = np.flatnonzero((values >= LIKED_FROM) | (values <= DISLIKED_UP_TO))[:MAX_RATINGS_READ]
         rows, values = rated.item_rows[latest[telling]], values[telling]

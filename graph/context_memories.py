@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
@@ -15,7 +14,7 @@ from graph.context_order import Candidates
 from graph.memory_search import ScoredMemories
 from graph.schema import Memory
 from graph.view import GraphView
-from graph.words import similarities
+from graph.words import content_words, similarities
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -32,8 +31,10 @@ BESIDE_WEIGHT = 0.7
 SAME_WORDS = 0.9
 """From this similarity of their trigrams on, two texts are one."""
 SAME_VECTOR, SAME_VECTOR_WORDS = 0.97, 0.7
-"""From this cosine on, two texts are one if they also share so many trigrams: a paraphrase, no other fact."""
-_NUMBER = re.compile(r"\d+")
+"""From this cosine on, two texts are one if they also share so many trigrams: a paraphrase, no other fact.
+
+Texts that are this much alike are one only where they have the same words, the commonest aside, the same time
+and the same items: "my sister Anna" is not "my sister Anne", however close the two are."""
 
 NEWEST = 16
 RECENT = 8
@@ -55,6 +56,7 @@ class OwnMemories:
         self._view, self._scored = view, scored
         rows = scored.rows.tolist() if view.num_relations else []
         relations = list(map(view.relations_of, rows))
+        # Ascending by place.
         self._about = [
             (place, r.target_row)
             for place, found in enumerate(relations)
@@ -86,7 +88,7 @@ class OwnMemories:
         rank[newest_first] = np.arange(len(memories))
         pool = self._pool(relevance, newest_first, rank, max_lines + SPARE)
         similar, same = self._compare(pool, model)
-        kept = _without_older(memories, pool, rank, same, relevance)
+        kept = self._without_older(pool, rank, same, relevance)
         places = [pool[k] for k in kept]
 
         def line(place: int, score: float) -> ContextLine:
@@ -139,11 +141,57 @@ class OwnMemories:
         """Places of the memories to choose from: the best matches, then the newest."""
         matching = np.flatnonzero(relevance > 0)
         order = matching[np.lexsort((rank[matching], -relevance[matching]))][:MAX_SCANNED]
-        pool = _distinct(self._scored.memories, order.tolist(), rank, wanted)
+        pool = self._distinct(order.tolist(), rank, relevance, wanted)
         newest = newest_first[: max(NEWEST, wanted - len(pool))]
-        return _distinct(
-            self._scored.memories, dict.fromkeys([*pool, *newest.tolist()]), rank, wanted + NEWEST
+        places = dict.fromkeys([*pool, *newest.tolist()])
+        return self._distinct(places, rank, relevance, wanted + NEWEST)
+
+    def _distinct(self, places: Iterable[int], rank: Int64, relevance: Float64, limit: int) -> list[int]:
+        """The first `limit` places that say different things; of two with the same text, time and items the
+        newer one, which takes over the other's relevance.
+        """
+        chosen: dict[tuple[str, int | None, tuple[int, ...]], int] = {}
+        for place in places:
+            memory = self._scored.memories[place]
+            key = one_line(memory.text).casefold(), memory.valid_at, self._items_of(place)
+            before = chosen.get(key)
+            if before is None:
+                if len(chosen) == limit:
+                    break
+                chosen[key] = place
+                continue
+            newer = place if rank[place] < rank[before] else before
+            chosen[key] = newer
+            relevance[newer] = max(relevance[place], relevance[before])
+        return list(chosen.values())
+
+    def _without_older(
+        self, pool: Sequence[int], rank: Int64, same: npt.NDArray[np.bool_], relevance: Float64
+    ) -> list[int]:
+        """Places in the pool without those that a newer memory repeats; it takes over their relevance."""
+        gone: set[int] = set()
+        pairs = np.argwhere(np.triu(same, 1)).tolist()
+        # The newest first: what drops out itself makes nothing else drop out.
+        by_age = sorted(
+            (sorted(pair, key=lambda k: rank[pool[k]]) for pair in pairs), key=lambda p: rank[pool[p[0]]]
         )
+        for newer, older in by_age:
+            if newer in gone or older in gone:
+                continue
+            if self._says(pool[newer]) == self._says(pool[older]):
+                gone.add(older)
+                relevance[pool[newer]] = max(relevance[pool[newer]], relevance[pool[older]])
+        return [k for k in range(len(pool)) if k not in gone]
+
+    def _says(self, place: int) -> tuple[frozenset[str], int | None, tuple[int, ...]]:
+        memory = self._scored.memories[place]
+        return content_words(memory.text), memory.valid_at, self._items_of(place)
+
+    def _items_of(self, place: int) -> tuple[int, ...]:
+        """Rows of the items that a memory is about, ascending."""
+        first = bisect_left(self._about, (place, -1))
+        rows = {row for at, row in self._about[first : first + MAX_RELATIONS_READ] if at == place}
+        return tuple(sorted(rows))
 
     def _compare(self, pool: Sequence[int], model: str | None) -> tuple[Float32, npt.NDArray[np.bool_]]:
         """How similar every two memories are, float32 [n, n] in [0, 1], and which are one, bool [n, n]."""
@@ -162,9 +210,7 @@ class OwnMemories:
         return np.maximum(words, near).astype(np.float32), same
 
     def _text(self, memory: Memory, place: int) -> str:
-        first = bisect_left(self._about, (place, -1))
-        rows = [row for at, row in self._about[first : first + MAX_RELATIONS_READ] if at == place]
-        items = [item for row in dict.fromkeys(rows) if (item := self._view.item_at(row)) is not None]
+        items = [item for row in self._items_of(place) if (item := self._view.item_at(row)) is not None]
         items.sort(key=lambda item: item.item_id)
         titles = dict.fromkeys(shortened(item.title, MAX_TITLE_CHARS) for item in items)
         day = "" if memory.valid_at is None else _day(memory.valid_at)
@@ -188,49 +234,6 @@ def _newest_first(memories: Sequence[Memory]) -> Int64:
     )
     times = np.where(valid_at >= 0, valid_at, np.maximum.accumulate(valid_at))
     return np.lexsort((np.arange(len(memories)), times))[::-1]
-
-
-def _distinct(memories: Sequence[Memory], places: Iterable[int], rank: Int64, limit: int) -> list[int]:
-    """The first `limit` places whose texts differ, the newer of two with the same text."""
-    chosen: dict[str, int] = {}
-    for place in places:
-        key = one_line(memories[place].text).casefold()
-        before = chosen.get(key)
-        if before is None:
-            if len(chosen) == limit:
-                break
-            chosen[key] = place
-        elif rank[place] < rank[before]:
-            chosen[key] = place
-    return list(chosen.values())
-
-
-def _without_older(
-    memories: Sequence[Memory],
-    pool: Sequence[int],
-    rank: Int64,
-    same: npt.NDArray[np.bool_],
-    relevance: Float64,
-) -> list[int]:
-    """Places in the pool without those that a newer memory repeats; it takes over their relevance."""
-    gone: set[int] = set()
-    pairs = np.argwhere(np.triu(same, 1)).tolist()
-    # The newest first: what drops out itself makes nothing else drop out.
-    by_age = sorted(
-        (sorted(pair, key=lambda k: rank[pool[k]]) for pair in pairs), key=lambda p: rank[pool[p[0]]]
-    )
-    for newer, older in by_age:
-        if newer in gone or older in gone:
-            continue
-        # What differs in its numbers says something else, however alike the words are.
-        if _numbers(memories[pool[newer]]) == _numbers(memories[pool[older]]):
-            gone.add(older)
-            relevance[pool[newer]] = max(relevance[pool[newer]], relevance[pool[older]])
-    return [k for k in range(len(pool)) if k not in gone]
-
-
-def _numbers(memory: Memory) -> set[str]:
-    return set(_NUMBER.findall(memory.text))
 
 
 def _day(unix_s: int) -> str:

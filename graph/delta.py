@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph.adjacency import Int64
-from graph.schema import Item, Memory, Pointer, Relation, TextVector, User
+from graph.schema import Item, Pointer, TextVector, User
 
 Float32 = npt.NDArray[np.float32]
 
@@ -38,5 +38,3 @@ class Delta:
     items: Sequence[tuple[Item | None, Item]]
     pointers: Sequence[Pointer]
     text_vectors: Sequence[TextVector] = ()
-    memories: Sequence[tuple[Memory | None, Memory]] = ()
-    relations: Sequence[tuple[Relation | None, Relation]] = ()

@@ -19,6 +19,7 @@ from graph.errors import (
 )
 from graph.planned_graph import PlannedGraph
 from graph.schema import (
+    MAX_RELATIONS,
     DeleteMemory,
     DeleteRelation,
     Memory,
@@ -58,17 +59,14 @@ def put_memory(graph: PlannedGraph, operation: PutMemory, create_user: Callable[
     )
     if before is not None and replace(memory, version=before.version) == before:
         return
+    if before is not None and before.text != memory.text:
+        # It is found by its words until the new text has one.
+        graph.delete_text_vectors("memory", row)
     graph.now.memories[row] = graph.now.memory_ids[operation.memory_id] = memory
 
 
 def delete_memory(graph: PlannedGraph, operation: DeleteMemory) -> None:
-    if operation.user_id is None:
-        memory = graph.memory(operation.memory_id)
-        if memory is None:
-            raise UnknownMemory(f"no memory {operation.memory_id!r}", param="memory_id")
-    else:
-        memory = _own(graph, operation.user_id, operation.memory_id, "memory_id")
-    drop_memory(graph, memory)
+    drop_memory(graph, _own(graph, operation.user_id, operation.memory_id, "memory_id"))
 
 
 def drop_memory(graph: PlannedGraph, memory: Memory) -> None:
@@ -85,7 +83,7 @@ def drop_memory(graph: PlannedGraph, memory: Memory) -> None:
 def drop_relations(graph: PlannedGraph, kind: TargetKind, row: int) -> None:
     """Remove every relation that leaves or leads to a node."""
     for relation in graph.relations_at(kind, row):
-        graph.now.put_relation(replace(relation, version=graph.version, deleted=True))
+        graph.put_relation(replace(relation, version=graph.version, deleted=True))
 
 
 def put_relation(graph: PlannedGraph, operation: PutRelation) -> None:
@@ -95,8 +93,14 @@ def put_relation(graph: PlannedGraph, operation: PutRelation) -> None:
         raise InvalidInput(
             f"memory {operation.memory_id!r} cannot be related to itself", param="to_memory_id"
         )
-    if _stored(graph, relation) is None:
-        graph.now.put_relation(relation)
+    if _stored(graph, relation) is not None:
+        return
+    if graph.num_relations_of(relation.memory_row) >= MAX_RELATIONS:
+        raise InvalidInput(
+            f"memory {operation.memory_id!r} has {MAX_RELATIONS:,} relations, and no memory has more",
+            param="memory_id",
+        )
+    graph.put_relation(relation)
 
 
 def delete_relation(graph: PlannedGraph, operation: DeleteRelation) -> None:
@@ -106,7 +110,7 @@ def delete_relation(graph: PlannedGraph, operation: DeleteRelation) -> None:
             f"memory {operation.memory_id!r} has no relation {operation.name!r} to {operation.target_kind} "
             f"{operation.target_id!r}"
         )
-    graph.now.put_relation(replace(relation, deleted=True))
+    graph.put_relation(replace(relation, deleted=True))
 
 
 def _relation(graph: PlannedGraph, operation: PutRelation | DeleteRelation) -> Relation:

@@ -1,7 +1,8 @@
 """Search among one user's own memories, by meaning and, where there is no vector yet, by words.
 
-Where a memory has a vector of the query's text model, its score is their cosine. The others were written, or
-rewritten, a moment ago, or the embedder is away: they are scored by words and put on the same scale,
+Where a memory has a vector of the query's text model, its score is their cosine. The others were written or
+rewritten a moment ago, or the embedder is away: a new text takes the old one's vector with it. They are
+scored by words and put on the same scale,
 
     score = base + (1 - base) * words
 
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graph.node_text import DIGEST_BYTES, memory_text, text_digest
 from graph.schema import Memory, TextKind
 from graph.text_vectors import TextVectorTable
 from graph.view import GraphView
@@ -25,9 +25,6 @@ from graph.words import Wording
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-LATEST_CHECKED = 128
-"""Of so many memories, those written last, the vector is checked to be of the text they have now."""
 
 _BLOCK_ROWS = 512
 """Rows that one product reads: their vectors stay in the processor's cache."""
@@ -41,29 +38,12 @@ class ScoredMemories:
     rows: Int64  # [n]
     scores: Float32  # [n]
     base: float  # score of what has nothing to do with the query
-    embedded: BoolArray  # [n], whose vector is of the text they have now
+    embedded: BoolArray  # [n], which have a vector
 
-
-def search_memories(
-    view: GraphView,
-    user_row: int,
-    text: str,
-    n: int,
-    *,
-    vector: Float32 | None = None,
-    model: str | None = None,
-    now: int | None = None,
-) -> list[tuple[Memory, float]]:
-    """The `n` memories of a user closest to a query, best first; of equals, the one written last.
-
-    Args:
-        text: the query.
-        vector: the query's vector [d] under `model`; without it, words decide.
-        now: Unix seconds; memories that do not hold then are left out. None: all are searched.
-    """
-    scored = score_memories(view, user_row, Wording(text), vector, model, now)
-    order = np.lexsort((-scored.rows, -scored.scores))[: max(n, 0)]
-    return [(scored.memories[place], float(scored.scores[place])) for place in order.tolist()]
+    def best(self, n: int) -> list[tuple[Memory, float]]:
+        """The `n` closest to the query, best first; of equals, the one written last."""
+        order = np.lexsort((-self.rows, -self.scores))[: max(n, 0)]
+        return [(self.memories[place], float(self.scores[place])) for place in order.tolist()]
 
 
 def score_memories(
@@ -74,7 +54,13 @@ def score_memories(
     model: str | None,
     now: int | None,
 ) -> ScoredMemories:
-    """Every memory of a user that holds at `now`, with its score. O(memories * d)."""
+    """Every memory of a user that holds, with its score. O(memories * d).
+
+    Args:
+        wording: the query.
+        vector: the query's vector [d] under `model`; without it, words decide.
+        now: Unix seconds; memories that do not hold then are left out. None: all are scored.
+    """
     memories = view.memories_of(user_row)
     if now is not None:
         memories = [
@@ -89,7 +75,6 @@ def score_memories(
     table = usable_table(view, "memory", model, vector)
     if table is not None and vector is not None:
         scores, embedded = cosines(table, rows, vector)
-        embedded[_outdated(table, memories, rows, embedded)] = False
         base = base_of(scores[embedded])
     waiting = np.flatnonzero(~embedded)
     if len(waiting):
@@ -126,16 +111,3 @@ def base_of(scores: Float32) -> float:
         return 0.0
     place = len(scores) // 4
     return max(0.0, float(np.partition(np.append(scores, np.float32(0)), place)[place]))
-
-
-def _outdated(table: TextVectorTable, memories: list[Memory], rows: Int64, embedded: BoolArray) -> Int64:
-    """Places of the memories whose vector is of an older text, among those written last."""
-    places = np.flatnonzero(embedded)
-    if len(places) > LATEST_CHECKED:
-        versions = np.fromiter([m.version for m in memories], np.int64, len(memories))[places]
-        places = places[np.argpartition(versions, -LATEST_CHECKED)[-LATEST_CHECKED:]]
-    if len(places) == 0:
-        return places
-    hexed = "".join([text_digest(memory_text(memories[place])) for place in places.tolist()])
-    digests = np.frombuffer(bytes.fromhex(hexed), np.uint8).reshape(len(places), DIGEST_BYTES)
-    return places[table.outdated(rows[places], digests)]

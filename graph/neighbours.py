@@ -8,8 +8,9 @@ c(i, j) is the number of *other* users who like both, d an item's number of rati
 items' columns. Pairs with c(i, j) < MIN_SUPPORT count as 0, so that nothing shows the taste of a single other
 user.
 
-What is read is bounded: of each item's raters the last to have rated it first, and of their ratings the last.
-Where only s of an item's r raters are read, c counts r / s times. Nothing is random.
+What is read is bounded: of each item's raters those with the smallest hashes, which are the same users for
+many items, and of their ratings the latest. Where only s of an item's r raters are read, c counts r / s
+times. Nothing is random: two views of one version answer the same, however they came about.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from graph.view import GraphView
+from graph.view import GraphView, UserRatings
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -32,6 +33,8 @@ MIN_SUPPORT = 2
 MAX_RATERS = 32
 MAX_RATINGS = 192
 MAX_REASONS = 2
+
+_HASH = np.uint32(0x9E3779B1)  # odd: no two rows have the same hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +79,34 @@ def neighbours(
 
 
 def _likers(view: GraphView, user_row: int, item_row: int, max_raters: int) -> tuple[Int64, float]:
-    """Other users who like an item, of its last raters, and for how many raters each who was read stands."""
+    """Other users who like an item, of a sample of its raters, and for how many each of the sample stands."""
     raters = view.raters_of(item_row)
-    last = slice(-max_raters, None)
-    users, values = raters.user_rows[last], raters.values[last]
-    chosen = users[(values >= LIKED_FROM) & (users != user_row)].astype(np.int64)
-    return chosen, len(raters.user_rows) / max(len(users), 1)
+    users, values = raters.user_rows, raters.values
+    if len(users) > max_raters:
+        hashes = users.astype(np.uint32) * _HASH
+        chosen = np.argpartition(hashes, max_raters)[:max_raters]
+        users, values = users[chosen], values[chosen]
+    likers = users[(values >= LIKED_FROM) & (users != user_row)].astype(np.int64)
+    return likers, len(raters.user_rows) / max(len(users), 1)
+
+
+def _latest(rated: UserRatings, count: int) -> tuple[Int32, Float32]:
+    """Items and values of the `count` latest ratings; of those at one time, the ones of the highest rows."""
+    latest = np.lexsort((rated.item_rows, rated.timestamps))[-count:]
+    return rated.item_rows[latest], rated.values[latest]
 
 
 class _Likes:
-    """What each of several users [u], distinct and ascending, likes among the last that they rated."""
+    """What each of several users [u], distinct and ascending, likes among the latest that they rated."""
 
     def __init__(self, view: GraphView, users: Int64, max_ratings: int) -> None:
         self._users = users
-        # Most users have few ratings and are read at once; of the others only the end, one by one.
+        # Most users have few ratings and are read at once; of the others only the latest, one by one.
         few = view.user_degrees[users] <= max_ratings
         indptr, rows, values = view.ratings_of_many(users[few])
-        ends = [view.ratings_of(user) for user in users[~few].tolist()]
-        items = np.concatenate([rows, *(rated.item_rows[-max_ratings:] for rated in ends)])
-        liked = np.concatenate([values, *(rated.values[-max_ratings:] for rated in ends)]) >= LIKED_FROM
+        ends = [_latest(view.ratings_of(user), max_ratings) for user in users[~few].tolist()]
+        items = np.concatenate([rows, *(rows_ for rows_, _ in ends)])
+        liked = np.concatenate([values, *(values_ for _, values_ in ends)]) >= LIKED_FROM
         bounds = np.concatenate([indptr, indptr[-1] + max_ratings * np.arange(1, len(ends) + 1)])
         before = np.concatenate([[0], np.cumsum(liked)])[bounds]  # likes before each user's
         order = np.concatenate([np.flatnonzero(few), np.flatnonzero(~few)])

@@ -107,6 +107,16 @@ class PlannedGraph:
             keys |= layer.relations_at.get((kind, row), set())
         return [found for key in sorted(keys) if (found := self.relation(key)) is not None]
 
+    def num_relations_of(self, memory_row: int) -> int:
+        """How many live relations leave a memory."""
+        planned = sum(layer.relation_counts[memory_row] for layer in (self.done, self.now))
+        return len(self.view.relations_of(memory_row)) + planned
+
+    def put_relation(self, relation: Relation) -> None:
+        """Add a relation that is not there, or a tombstone of one that is."""
+        self.now.put_relation(relation)
+        self.now.relation_counts[relation.memory_row] += -1 if relation.deleted else 1
+
     # -------------------------------------------------------------------------------------- text vectors
 
     def text_vector(self, kind: TextKind, row: int, model: str) -> tuple[str, bytes] | None:

@@ -27,6 +27,7 @@ class PlannedRows:
     )  # value, time, version
     relations: dict[RelationKey, Relation] = field(default_factory=dict)
     relations_at: dict[End, set[RelationKey]] = field(default_factory=dict)  # those above, by either end
+    relation_counts: Counter[int] = field(default_factory=Counter)  # by memory row: more than before
     text_vectors: dict[tuple[TextKind, int, str], TextVector] = field(default_factory=dict)
     text_counts: Counter[str] = field(default_factory=Counter)  # by model: live vectors more than before
     text_bytes: dict[str, int] = field(default_factory=dict)  # by model: length of a vector
@@ -60,6 +61,7 @@ class PlannedRows:
             "ratings",
             "text_vectors",
             "text_counts",  # a Counter adds
+            "relation_counts",
             "text_bytes",
             "user_ids",
             "item_ids",

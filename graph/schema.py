@@ -44,6 +44,8 @@ MAX_TAG_CHARS = 64
 MAX_ATTRIBUTES = 64
 MAX_SOURCE_CHARS = 200
 MAX_RELATION_CHARS = 64
+MAX_RELATIONS = 1_000
+"""That leave one memory."""
 MAX_UNIX_S = 253_402_300_799
 """The last second of the year 9999."""
 MAX_ROWS_PER_WRITE = 5_000
@@ -339,13 +341,13 @@ class PutMemory:
 
 @dataclass(frozen=True, slots=True)
 class DeleteMemory:
-    """Remove a memory with its relations, those that lead to it included.
+    """Remove a user's memory with its relations, those that lead to it included.
 
-    With `user_id`, one of that user's: another user's counts as unknown.
+    Another user's counts as unknown.
     """
 
     memory_id: str
-    user_id: str | None = None
+    user_id: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,21 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from graph.context_lines import shortened
 from graph.errors import Corrupt
 from graph.view import GraphView
 
 NodeKind: TypeAlias = Literal["user", "item", "memory"]
+MAX_LABEL_CHARS = 200
+MAX_EDGES_PER_NODE = 20
+"""Among `limit` nodes there are at most so many times as many edges."""
+
 _Place: TypeAlias = tuple[NodeKind, int]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphNode:
-    """`label` is the title of an item, the text of a memory, the id of the user."""
+    """`label` is the title of an item, the beginning of a memory's text, the id of the user."""
 
     kind: NodeKind
     node_id: str
@@ -40,7 +45,7 @@ class GraphEdge:
 
 @dataclass(frozen=True, slots=True)
 class UserGraph:
-    """Nodes by depth, the user first, and the edges among them; `complete` False: a limit left nodes out."""
+    """Nodes by depth, the user first, and the edges among them; `complete` False: a limit left some out."""
 
     nodes: tuple[GraphNode, ...]
     edges: tuple[GraphEdge, ...]
@@ -48,7 +53,7 @@ class UserGraph:
 
 
 def user_graph(view: GraphView, user_id: str, depth: int, limit: int) -> UserGraph:
-    """Nodes up to `depth` edges from the user, at most `limit`, and every edge of the user's among them.
+    """Nodes up to `depth` edges from the user, at most `limit`, and the edges of the user's among them.
 
     One edge away are the user's memories, newest first, and rated items, most recent first, by turns; two
     edges away are the other items that memories are related to. Nothing is further: the user remembers every
@@ -61,8 +66,7 @@ def user_graph(view: GraphView, user_id: str, depth: int, limit: int) -> UserGra
     values = dict(zip(rated.item_rows.tolist(), rated.values.tolist(), strict=True))
     depths: dict[_Place, int] = {("user", user.row): 0}
     if depth >= 1:
-        # Of ratings at the same time, or at an unknown one, the one written later is the more recent.
-        recent = np.lexsort((np.arange(len(rated.timestamps)), rated.timestamps))[::-1]
+        recent = np.lexsort((rated.item_rows, rated.timestamps))[::-1]
         memories: list[_Place] = [("memory", memory.row) for memory in reversed(view.memories_of(user.row))]
         items: list[_Place] = [("item", row) for row in rated.item_rows[recent].tolist()]
         depths |= dict.fromkeys(_by_turns(memories, items), 1)
@@ -71,7 +75,9 @@ def user_graph(view: GraphView, user_id: str, depth: int, limit: int) -> UserGra
                 for relation in view.relations_of(row):
                     depths.setdefault((relation.target_kind, relation.target_row), 2)
     kept = {place: _node(view, place, at) for place, at in islice(depths.items(), limit)}
-    return UserGraph(tuple(kept.values()), tuple(_edges(view, kept, values)), len(kept) == len(depths))
+    edges = list(islice(_edges(view, kept, values), MAX_EDGES_PER_NODE * limit + 1))
+    complete = len(kept) == len(depths) and len(edges) <= MAX_EDGES_PER_NODE * limit
+    return UserGraph(tuple(kept.values()), tuple(edges[: MAX_EDGES_PER_NODE * limit]), complete)
 
 
 def _by_turns(first: Sequence[_Place], second: Sequence[_Place]) -> Iterator[_Place]:
@@ -87,7 +93,7 @@ def _node(view: GraphView, place: _Place, depth: int) -> GraphNode:
     if kind == "item" and (item := view.item_at(row)) is not None:
         return GraphNode(kind, item.item_id, item.title, depth)
     if kind == "memory" and (memory := view.memory_at(row)) is not None:
-        return GraphNode(kind, memory.memory_id, memory.text, depth)
+        return GraphNode(kind, memory.memory_id, shortened(memory.text, MAX_LABEL_CHARS), depth)
     raise Corrupt(f"an edge of the graph leads to {kind} row {row}, which is not there")
 
 

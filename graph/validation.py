@@ -73,8 +73,10 @@ def check_text(text: str, param: str) -> None:
 def check_memory(memory: PutMemory) -> None:
     """Raise InvalidInput for what cannot be a memory."""
     checked_id(memory.memory_id, "memory_id")
-    if not memory.text:
-        raise InvalidInput(f"a memory has a text of 1 to {MAX_TEXT_CHARS} characters", param="text")
+    if not memory.text.strip():
+        raise InvalidInput(
+            f"a memory has a text of 1 to {MAX_TEXT_CHARS} characters that is not blank", param="text"
+        )
     check_text(memory.text, "text")
     for name, time in (("valid_at", memory.valid_at), ("invalid_at", memory.invalid_at)):
         if time is not None and not 0 <= time <= MAX_UNIX_S:

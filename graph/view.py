@@ -26,7 +26,11 @@ Float32 = npt.NDArray[np.float32]
 
 
 class UserRatings(NamedTuple):
-    """What one user rated, in the order the ratings were first written; views, valid until the next apply."""
+    """What one user rated; views, valid until the next apply.
+
+    The order says nothing: it is that of writing in a view that followed, and another one in a view that was
+    built from the store. Whatever depends on an order sorts by what is stored.
+    """
 
     item_rows: Int32  # [d]
     values: Float32  # [d]
@@ -320,8 +324,9 @@ class GraphView:
         users = [self._put_user(u) for u in changes.users if not u.deleted]
         items = [self._put_item(i) for i in changes.items if not i.deleted]
         ratings = apply_ratings(self._by_user, self._by_item, changes.ratings)
-        memories = [(self._apply_memory(memory), memory) for memory in changes.memories]
-        relations = self._relations.apply(changes.relations)
+        for memory in changes.memories:
+            self._apply_memory(memory)
+        self._relations.apply(changes.relations)
         # Nodes go last: their ratings' tombstones, applied above, may need the rows.
         users += [self._drop_user(u) for u in changes.users if u.deleted]
         items += [self._drop_item(i) for i in changes.items if i.deleted]
@@ -339,8 +344,6 @@ class GraphView:
             items,
             changes.pointers,
             changes.text_vectors,
-            memories,
-            relations,
         )
         self.version = max(self.version, changes.to_version)
         return delta
@@ -372,8 +375,7 @@ class GraphView:
             del self._item_rows[item.item_id]
         return before, item
 
-    def _apply_memory(self, memory: Memory) -> Memory | None:
-        before = self._memories.get(memory.row)
+    def _apply_memory(self, memory: Memory) -> None:
         own = self._memories_of.setdefault(memory.user_row, set())
         if memory.deleted:
             self._memories.pop(memory.row, None)
@@ -386,7 +388,6 @@ class GraphView:
             own.add(memory.row)
         if not own:
             del self._memories_of[memory.user_row]
-        return before
 
     def _reserve_users(self, count: int) -> None:
         self._users.extend([None] * (count - len(self._users)))

@@ -103,6 +103,11 @@ class Wording:
         return scores
 
 
+def content_words(text: str) -> frozenset[str]:
+    """The words of a text, folded, without the commonest English ones; "not" and numbers are among them."""
+    return frozenset(_text(_characters([text])).split()) - _STOP_WORDS
+
+
 def similarities(texts: Sequence[str]) -> Float32:
     """Jaccard similarity of the trigrams of every two texts, float32 [n, n] in [0, 1], up to hash collisions.
 

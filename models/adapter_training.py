@@ -84,7 +84,7 @@ class TrainedAdapter:
 
 
 def train_adapter(
-    base: Path,
+    base: str | Path,
     examples: Sequence[Example],
     out: Path,
     *,
@@ -104,7 +104,8 @@ def train_adapter(
     The same examples and seed give the same adapter on the same machine and number of threads.
 
     Args:
-        base: a folder that transformers loads, of an architecture that is served.
+        base: folder or name of a model that transformers loads, of an architecture that is served; nothing is
+            fetched.
         out: made, or replaced if it holds an adapter.
         target_modules: ends of the linear layers' names.
         epochs: how often each example is seen, parts of one, too; None: once, and up to thirty times where
@@ -120,6 +121,7 @@ def train_adapter(
     the disk refuses; and what `models.language_model.base_model.open_base_model` raises.
     """
     _check(examples, rank, alpha, epochs, learning_rate, batch_tokens)
+    out = out.resolve()
     _check_out(out)
     opened = open_base_model(LanguageModelSpec(str(base), device=device, dtype="float32"))
     _check_modules(opened, target_modules)
@@ -250,8 +252,11 @@ def _check(
 def _check_out(out: Path) -> None:
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG_FILE).is_file()):
-        raise InvalidInput(f"{out} is there and holds no adapter; give another folder", param="out")
+    # It is replaced as a whole: nothing else may be in it.
+    if not out.is_dir() or {file.name for file in out.iterdir()} - {CONFIG_FILE, WEIGHTS_FILE}:
+        raise InvalidInput(
+            f"{out} is there and holds something else than an adapter; give another folder", param="out"
+        )
 
 
 def _check_modules(base: BaseModel, target_modules: Sequence[str]) -> None:

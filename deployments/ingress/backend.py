@@ -171,7 +171,9 @@ class Backend(Protocol):
         """Every state the pointer had, oldest first."""
         ...
 
-    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
+    async def node_embedding(
+        self, node_id: str, kind: str | None, owner: str | None, min_version: int
+    ) -> NodeEmbedding:
         """`kind` is "user", "item", "memory" or None: the user or item, InvalidInput if there are both."""
         ...
 

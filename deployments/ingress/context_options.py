@@ -29,7 +29,7 @@ class ContextOptions(Body):
     def is_wanted(self, default: bool) -> bool:
         """Whether a named user's context is used; `default` is for requests that do not say."""
         if self.use_context is None:
-            return default or self.explain_item is not None
+            return default or self.explain_item is not None or self.max_context_tokens is not None
         return self.use_context
 
     def check(self, user_id: str | None, place: str = "") -> None:
@@ -40,11 +40,12 @@ class ContextOptions(Body):
                     raise InvalidInput(
                         f"{place}{name} needs a user: context is a user's own", param=place + name
                     )
-        elif self.use_context is False and self.explain_item is not None:
-            raise InvalidInput(
-                f"{place}explain_item needs the context that {place}use_context refuses",
-                param=place + "explain_item",
-            )
+        elif self.use_context is False:
+            for name in ("max_context_tokens", "explain_item"):
+                if getattr(self, name) is not None:
+                    raise InvalidInput(
+                        f"{place}{name} needs the context that {place}use_context refuses", param=place + name
+                    )
 
 
 NO_CONTEXT = ContextOptions(use_context=False)

@@ -234,8 +234,12 @@ class HandleBackend(GenerationBackend, MemoryBackend):
         found: Page = await self._ask(self._encoder, min_version, "list_ratings", user_id, limit, after)
         return found
 
-    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
-        found: NodeEmbedding = await self._ask(self._encoder, min_version, "node_embedding", node_id, kind)
+    async def node_embedding(
+        self, node_id: str, kind: str | None, owner: str | None, min_version: int
+    ) -> NodeEmbedding:
+        found: NodeEmbedding = await self._ask(
+            self._encoder, min_version, "node_embedding", node_id, kind, owner
+        )
         return found
 
     async def _ask(self, handle: DeploymentHandle, min_version: int, method: str, *args: object) -> Any:

@@ -66,6 +66,8 @@ async def put_memories(request: Request, user_id: str, body: Annotated[MemoryWri
         _made_id(exchange, content, place) if row.memory_id is None else row.memory_id
         for place, row in enumerate(rows)
     ]
+    if len(set(memory_ids)) < len(memory_ids):
+        raise InvalidInput("two of the memories have the same memory_id", param="memories")
     named = list(zip(memory_ids, rows, strict=True))
     # Relations last: they may lead to any memory of the request.
     operations: list[Operation] = [_operation(user_id, memory_id, row) for memory_id, row in named]
@@ -209,7 +211,7 @@ async def read_context(request: Request, user_id: str) -> Response:
     if max_tokens is None:
         max_tokens = exchange.service.context.max_tokens
     if question is None:
-        question = "" if explain_item is None else await question_about(exchange, explain_item)
+        question = "" if explain_item is None else await question_about(exchange, explain_item, min_version)
     lines = await exchange.backend.context_lines(user_id, question, min_version, explain_item)
     fitted = await exchange.backend.fit_context(lines, max_tokens)
     return answer(

@@ -8,7 +8,7 @@ from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import EMBEDDING
 from deployments.ingress.schemas import EmbeddingAnswer
-from graph.errors import InvalidInput, NotFound
+from graph.errors import InvalidInput
 
 router = APIRouter(tags=["nodes"])
 
@@ -29,12 +29,8 @@ async def node_embedding(request: Request, node_id: str) -> Response:
             param="user_id",
         )
     if owner is not None:
-        # Memories are private: raises UnknownMemory for somebody else's.
         min_version = max(min_version, exchange.min_version(user_id=owner))
-        await exchange.backend.memory(owner, node_id, min_version)
-    found = await exchange.backend.node_embedding(node_id, kind, min_version)
-    if found.kind == "memory" and kind is None:
-        raise NotFound(f"there is no user or item {node_id!r}", param="node_id")
+    found = await exchange.backend.node_embedding(node_id, kind, owner, min_version)
     return answer(
         {
             "node_id": found.node_id,

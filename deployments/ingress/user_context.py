@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from deployments.generation_messages import GenerateQuery, Started
 from deployments.ingress.exchange import Exchange
 from deployments.memory_messages import ContextCandidates
 from graph.context_lines import EXPLAIN_QUESTION, ContextLine
-from graph.errors import Unavailable, UnknownUser
+from graph.errors import NotYet, Unavailable, UnknownUser
 from graph.schema import MAX_TEXT_CHARS
 from models.language_model.protocol import Prompt
 
@@ -22,9 +23,10 @@ def why_suggested(title: str) -> str:
     return EXPLAIN_QUESTION.format(title=title)
 
 
-async def question_about(exchange: Exchange, item_id: str) -> str:
+async def question_about(exchange: Exchange, item_id: str, min_version: int = 0) -> str:
     """The question why an item is suggested. Raises UnknownItem."""
-    found = await exchange.backend.item(item_id, exchange.min_version(item_ids=[item_id]))
+    min_version = max(min_version, exchange.min_version(item_ids=[item_id]))
+    found = await exchange.backend.item(item_id, min_version)
     return why_suggested(found.item.title)
 
 
@@ -41,16 +43,27 @@ async def candidates_for(
 ) -> ContextCandidates:
     """Lines for a prompt. A user nobody knows and a service that is away give none, and `missing` says so.
 
-    Waits for what this user was last known to have written. Raises UnknownItem and InvalidInput.
+    Waits for what this user was last known to have written; where that is not there in time, what was there
+    before goes in, unless the client asks for a version of its own. Raises UnknownItem, InvalidInput, NotYet.
     """
     min_version = exchange.min_version(
         user_id=user_id, item_ids=() if explain_item is None else (explain_item,)
     )
+    lines = partial(exchange.backend.context_lines, user_id, question, explain_item=explain_item)
+    promised = exchange.min_version() > 0
     try:
-        return await exchange.backend.context_lines(user_id, question, min_version, explain_item)
+        try:
+            return await lines(min_version=min_version)
+        except NotYet:
+            if promised:
+                raise
+            found = await lines(min_version=0)
+            return replace(found, missing=(*found.missing, "writes"))
     except UnknownUser:
         return ContextCandidates((), 0, ("user",))
     except Unavailable as error:
+        if promised and isinstance(error, NotYet):
+            raise
         logger.warning("request %s is answered without context: %s", exchange.request_id, error.message)
         return ContextCandidates((), 0, ("context",))
 

@@ -13,7 +13,15 @@ from deployments.messages import EmbedQuery, Float32
 from deployments.setting_groups import TextEmbedderSettings
 from graph.errors import InvalidInput
 from graph.node_text import item_text, memory_text, text_digest
-from graph.schema import Item, Memory, PutItem, PutMemory, PutTextVector, WriteRequest
+from graph.schema import (
+    MAX_ROWS_PER_WRITE,
+    Item,
+    Memory,
+    PutItem,
+    PutMemory,
+    PutTextVector,
+    WriteRequest,
+)
 from graph.text_vectors import packed
 
 
@@ -37,7 +45,10 @@ class WriteVectors:
             _put_vector(put, text, vector, found.text_model)
             for put, text, vector in zip(puts, texts, found.vectors, strict=True)
         ]
-        return replace(request, operations=(*request.operations, *(v for v in vectors if v is not None)))
+        # A write has room for so many; the indexer brings the others.
+        room = MAX_ROWS_PER_WRITE - len(request.operations)
+        added = [vector for vector in vectors if vector is not None][: max(room, 0)]
+        return replace(request, operations=(*request.operations, *added))
 
 
 def _text(put: PutItem | PutMemory) -> str:

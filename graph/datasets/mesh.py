@@ -36,7 +36,8 @@ same at every import, so a file that was imported before changes what it now say
 edge that is no longer in the file stays in the store.
 
 Rejected are files that hold no such object or are a second one of their user, nodes and edges that break
-these rules, edges whose node was rejected or is missing, and edges to items that the catalogue lacks. Each
+these rules, nodes whose memory's id another user has, edges whose node was rejected or is missing, edges to
+items that the catalogue lacks, and those beyond the 1,000th that leaves a node. Each
 node and each edge counts as a row, and so does a file that is rejected as a whole.
 """
 
@@ -44,7 +45,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -56,7 +57,7 @@ from graph.datasets.ratings import BadValue, checked_id
 from graph.datasets.records import Progress, RatingColumns, Records, no_progress
 from graph.datasets.rejects import MAX_RAW_CHARS, Rejects
 from graph.errors import InvalidInput
-from graph.schema import PutMemory, PutRelation, TargetKind, is_id
+from graph.schema import MAX_RELATIONS, PutMemory, PutRelation, TargetKind, is_id
 from graph.times import unix_seconds
 from graph.validation import check_memory, check_relation
 
@@ -77,12 +78,19 @@ class MeshDataset:
     """The knowledge graphs of one folder, see the module.
 
     `known_items`, the ids of the catalogue, tells edges to unknown items from others; without it every item
-    counts as known, and the store refuses the whole write that holds such an edge.
+    counts as known, and the store refuses the whole write that holds such an edge. `owners` says whose the
+    memories of the store are, by id, and so which ids are another user's.
     """
 
-    def __init__(self, path: Path, known_items: Container[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        known_items: Container[str] | None = None,
+        owners: Mapping[str, str] | None = None,
+    ) -> None:
         self._path = path
         self._known_items = known_items
+        self._owners = owners or {}
 
     @property
     def name(self) -> str:
@@ -101,7 +109,7 @@ class MeshDataset:
         files: dict[str, str] = {}  # of each user
         progress(stage, done, total)
         for path, size in sizes.items():
-            mesh = _Mesh(rejects, self._known_items)
+            mesh = _Mesh(rejects, self._known_items, self._owners)
             mesh.read(path, files)
             memories += mesh.memories
             relations += dict.fromkeys(mesh.relations)
@@ -135,11 +143,13 @@ class _Mesh:
 
     rejects: Rejects
     known_items: Container[str] | None
+    owners: Mapping[str, str]
     rows: int = 0
     user_id: str = ""
     memories: list[PutMemory] = field(default_factory=list)
     relations: list[PutRelation] = field(default_factory=list)
     targets: dict[str, _Target] = field(default_factory=dict)  # by node id
+    leaving: dict[str, set[tuple[str, _Target]]] = field(default_factory=dict)  # by memory id
 
     def read(self, path: Path, files: dict[str, str]) -> None:
         """Read a file of a user who is not in `files` yet, and add it there."""
@@ -196,6 +206,8 @@ class _Mesh:
             check_memory(memory)
         except InvalidInput as error:
             raise BadValue(f"bad node: {error.message}") from error
+        if self.owners.get(memory.memory_id, self.user_id) != self.user_id:
+            raise BadValue(f"taken id: another user has a memory {memory.memory_id!r}; rename the node")
         self.memories.append(memory)
         self.targets[node_id] = ("memory", memory.memory_id)
 
@@ -211,6 +223,11 @@ class _Mesh:
             check_relation(relation)
         except InvalidInput as error:
             raise BadValue(f"bad edge: {error.message}") from error
+        leaving = self.leaving.setdefault(start[1], set())
+        leaving.add((name, target))
+        if len(leaving) > MAX_RELATIONS:
+            leaving.discard((name, target))
+            raise BadValue(f"bad edge: {MAX_RELATIONS:,} others leave its node, and no memory has more")
         self.relations.append(relation)
 
     def _target(self, edge: dict[str, Any]) -> _Target:

@@ -115,7 +115,68 @@ class WeightedSum(MessagePassing):  # type: ignore[misc]
         return result
 
 
-class LinearEncoderNetwork(torch.nn.Module):
+class ItemTables(torch.nn.Module):
+    """The trainable tables of items and features that every kind of encoder begins with.
+
+    Args:
+        num_items: items n in the id table.
+        num_item_features: F, columns of the items' feature matrix.
+        dim: D, dimension of all vectors.
+        generator: draws the initial values; the same on every device.
+    """
+
+    def __init__(self, num_items: int, num_item_features: int, dim: int, generator: torch.Generator) -> None:
+        super().__init__()
+
+        def table(rows: int, deviation: float) -> torch.nn.Parameter:
+            return torch.nn.Parameter(torch.randn(rows, dim, generator=generator) * deviation)
+
+        self.id_source = table(num_items, 0.1)
+        self.id_target = table(num_items, 0.1)
+        self.id_bias = torch.nn.Parameter(torch.zeros(num_items))
+        self.feature_source = table(num_item_features, 0.02)
+        self.feature_target = table(num_item_features, 0.02)
+        self.feature_bias = torch.nn.Parameter(torch.zeros(num_item_features))
+
+    @property
+    def dim(self) -> int:
+        return self.id_source.shape[1]
+
+    def item_inputs(self, features: FeatureRows, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Sources [n, D], targets [n, D] and bias [n] of items before any rating.
+
+        Where `kept` [n, 1] is zero an item is unknown: its features speak for it alone.
+        """
+
+        def with_features(ids: Tensor, weights: Tensor) -> Tensor:
+            return (ids if kept is None else ids * kept) + features @ weights
+
+        bias = with_features(self.id_bias.unsqueeze(1), self.feature_bias.unsqueeze(1)).squeeze(1)
+        return (
+            with_features(self.id_source, self.feature_source),
+            with_features(self.id_target, self.feature_target),
+            bias,
+        )
+
+    def item_arrays(self, item_ids: Sequence[str]) -> dict[str, Any]:
+        """The tables as numpy copies by the names that `EncoderParameters` has for them, ids included.
+
+        Raises ValueError for ids that are not as many as the table's.
+        """
+        if len(item_ids) != len(self.id_bias):
+            raise ValueError(f"{len(item_ids)} item ids for an id table of {len(self.id_bias)}")
+        tables = (
+            "id_source",
+            "id_target",
+            "id_bias",
+            "feature_source",
+            "feature_target",
+            "feature_bias",
+        )
+        return {"item_ids": tuple(item_ids)} | {name: as_array(getattr(self, name)) for name in tables}
+
+
+class LinearEncoderNetwork(ItemTables):
     """Trainable parameters and the forward pass of the `linear` encoder.
 
     Args:
@@ -129,27 +190,12 @@ class LinearEncoderNetwork(torch.nn.Module):
     def __init__(
         self, num_items: int, num_item_features: int, num_user_features: int, dim: int, *, seed: int = 0
     ) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-
-        def table(rows: int, deviation: float) -> torch.nn.Parameter:
-            return torch.nn.Parameter(torch.randn(rows, dim, generator=generator) * deviation)
-
-        self.id_source = table(num_items, 0.1)
-        self.id_target = table(num_items, 0.1)
-        self.id_bias = torch.nn.Parameter(torch.zeros(num_items))
-        self.feature_source = table(num_item_features, 0.02)
-        self.feature_target = table(num_item_features, 0.02)
-        self.feature_bias = torch.nn.Parameter(torch.zeros(num_item_features))
+        super().__init__(num_items, num_item_features, dim, torch.Generator().manual_seed(seed))
         # Zero: attributes start without influence and gain it only where they help.
         self.user_attributes = torch.nn.Parameter(torch.zeros(num_user_features, dim))
         self.mix = torch.nn.Parameter(torch.ones(NUM_MIX))
         self.degree_exponent = torch.nn.Parameter(torch.tensor(0.5))
         self.aggregate = WeightedSum()
-
-    @property
-    def dim(self) -> int:
-        return self.id_source.shape[1]
 
     def forward(
         self,
@@ -171,13 +217,7 @@ class LinearEncoderNetwork(torch.nn.Module):
             users [U, D], items [n, D] and bias [n]; score(u, j) = users[u] . items[j] + bias[j].
         """
         kept = None if kept_ids is None else kept_ids.to(self.id_source.dtype).unsqueeze(1)
-
-        def with_features(ids: Tensor, weights: Tensor) -> Tensor:
-            return (ids if kept is None else ids * kept) + item_features @ weights
-
-        q = with_features(self.id_source, self.feature_source)
-        y = with_features(self.id_target, self.feature_target)
-        bias = with_features(self.id_bias.unsqueeze(1), self.feature_bias.unsqueeze(1)).squeeze(1)
+        q, y, bias = self.item_inputs(item_features, kept)
         w, p = self.mix, self.degree_exponent
 
         # Nodes without messages have empty sums: their divisor does not matter but must not be zero.
@@ -196,16 +236,8 @@ class LinearEncoderNetwork(torch.nn.Module):
         self, item_ids: Sequence[str], edge_weights: EdgeWeights, features: Mapping[str, object]
     ) -> LinearParameters:
         """The parameters as numpy copies, with the id table [n] and the feature extractor's config."""
-        if len(item_ids) != len(self.id_bias):
-            raise ValueError(f"{len(item_ids)} item ids for an id table of {len(self.id_bias)}")
         return LinearParameters(
-            item_ids=tuple(item_ids),
-            id_source=as_array(self.id_source),
-            id_target=as_array(self.id_target),
-            id_bias=as_array(self.id_bias),
-            feature_source=as_array(self.feature_source),
-            feature_target=as_array(self.feature_target),
-            feature_bias=as_array(self.feature_bias),
+            **self.item_arrays(item_ids),
             user_attributes=as_array(self.user_attributes),
             mix=as_array(self.mix),
             degree_exponent=float(self.degree_exponent.detach()),

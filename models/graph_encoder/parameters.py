@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -55,57 +55,9 @@ class EdgeWeights:
         return np.where(np.isnan(values), np.float32(0), table[place])
 
 
-class EncoderParameters(Protocol):
-    """What the parameters of every kind of encoder have: the item tables, how edges weigh, the features."""
-
-    @property
-    def item_ids(self) -> tuple[str, ...]:
-        """[n], the id table."""
-
-    @property
-    def id_source(self) -> Float32:
-        """[n, D]"""
-
-    @property
-    def id_target(self) -> Float32:
-        """[n, D]"""
-
-    @property
-    def id_bias(self) -> Float32:
-        """[n]"""
-
-    @property
-    def feature_source(self) -> Float32:
-        """[F, D]"""
-
-    @property
-    def feature_target(self) -> Float32:
-        """[F, D]"""
-
-    @property
-    def feature_bias(self) -> Float32:
-        """[F]"""
-
-    @property
-    def user_attributes(self) -> Float32:
-        """[G, D], or [0, D] in an encoder trained without users' attributes."""
-
-    @property
-    def edge_weights(self) -> EdgeWeights:
-        """a(value)."""
-
-    @property
-    def features(self) -> Mapping[str, object]:
-        """Configuration of the feature extractor, as its `config()` gives it."""
-
-    @property
-    def dim(self) -> int:
-        """D, of all vectors."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LinearParameters:
-    """Parameters of the `linear` encoder; n items in the id table, F item and G user feature columns."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class EncoderParameters:
+    """What every kind of encoder has; n items in the id table, F item and G user feature columns."""
 
     item_ids: tuple[str, ...]  # [n], the id table
     id_source: Float32  # [n, D]
@@ -114,9 +66,7 @@ class LinearParameters:
     feature_source: Float32  # [F, D]
     feature_target: Float32  # [F, D]
     feature_bias: Float32  # [F]
-    user_attributes: Float32  # [G, D]
-    mix: Float32  # [5]
-    degree_exponent: float  # p
+    user_attributes: Float32  # [G, D], or [0, D] in an encoder trained without users' attributes
     edge_weights: EdgeWeights
     features: Mapping[str, object] = field(default_factory=dict)
     """Configuration of the feature extractor, as its `config()` gives it."""
@@ -124,3 +74,11 @@ class LinearParameters:
     @property
     def dim(self) -> int:
         return int(self.id_source.shape[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class LinearParameters(EncoderParameters):
+    """Parameters of the `linear` encoder."""
+
+    mix: Float32  # [5]
+    degree_exponent: float  # p

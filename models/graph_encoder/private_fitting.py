@@ -30,7 +30,7 @@ from models.graph_encoder.fitting import (
     user_weights_of,
 )
 from models.graph_encoder.item_tables import item_tables, text_vectors_of
-from models.graph_encoder.memory_inputs import MemoryInputs, memory_inputs
+from models.graph_encoder.memory_inputs import MemoryInputs, MemoryTexts, memory_inputs
 from models.graph_encoder.network import EdgeList, FeatureRows, as_array
 from models.graph_encoder.sage_network import SageEncoderNetwork
 from models.graph_encoder.sage_parameters import SageParameters
@@ -72,7 +72,8 @@ def memories_of(
 
     memories = [memory for own in owned for memory in own]
     owners = np.repeat(np.arange(len(users)), [len(own) for own in owned]).astype(np.int64)
-    return Memories(owners, memory_inputs(parameters, extractor, view, memories, items_x))
+    texts = MemoryTexts(parameters, extractor, max_kept=0)
+    return Memories(owners, memory_inputs(texts, view, memories, items_x))
 
 
 def fit_private(

@@ -18,7 +18,7 @@ from graph.schema import Memory
 from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor
 from models.graph_encoder.maintained_items import Float32, Float64, Int64, MaintainedItems
-from models.graph_encoder.memory_inputs import memory_inputs, memory_vectors
+from models.graph_encoder.memory_inputs import MemoryTexts, memory_inputs, memory_vectors
 from models.graph_encoder.numerics import segment_sums
 from models.graph_encoder.parameters import EncoderParameters
 from models.graph_encoder.sage_parameters import SageParameters
@@ -38,6 +38,7 @@ class SageState(MaintainedItems):
         # Messages that were added are taken away again: both in float64, like the sums.
         self._user_neighbours = parameters.user_neighbours.astype(np.float64)
         self._user_bias = parameters.user_bias.astype(np.float64)
+        self._texts = MemoryTexts(parameters, extractor)
         super().__init__(parameters, extractor, view, -1.0)
 
     # ------------------------------------------------------------------------------------------- reading
@@ -142,7 +143,5 @@ class SageState(MaintainedItems):
         vectors[places] += means.astype(np.float32) @ self.parameters.memory_gate
 
     def _memory_vectors(self, memories: Sequence[Memory]) -> Float32:
-        inputs = memory_inputs(
-            self.parameters, self.extractor, self._view, memories, lambda rows: self._q[rows]
-        )
+        inputs = memory_inputs(self._texts, self._view, memories, lambda rows: self._q[rows])
         return memory_vectors(self.parameters, inputs)

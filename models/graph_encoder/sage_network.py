@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.graph_encoder.network import BipartiteEdges, FeatureRows, WeightedSum, as_array
+from models.graph_encoder.network import BipartiteEdges, FeatureRows, ItemTables, WeightedSum, as_array
 from models.graph_encoder.parameters import EdgeWeights
 from models.graph_encoder.sage_parameters import UNTRAINED_GATE, SageParameters
 
@@ -52,7 +52,7 @@ def dense_weights(dim: int, generator: torch.Generator) -> Tensor:
     return torch.randn(dim, dim, generator=generator) / math.sqrt(dim)
 
 
-class SageEncoderNetwork(torch.nn.Module):
+class SageEncoderNetwork(ItemTables):
     """Trainable parameters and the forward pass of the part of `sage` that ratings and items make.
 
     Attributes and memories are not in here: they are fitted behind it, see `private_fitting.py`.
@@ -65,28 +65,14 @@ class SageEncoderNetwork(torch.nn.Module):
     """
 
     def __init__(self, num_items: int, num_item_features: int, dim: int, *, seed: int = 0) -> None:
-        super().__init__()
         generator = torch.Generator().manual_seed(seed)
-
-        def table(rows: int, deviation: float) -> torch.nn.Parameter:
-            return torch.nn.Parameter(torch.randn(rows, dim, generator=generator) * deviation)
-
-        self.id_source = table(num_items, 0.1)
-        self.id_target = table(num_items, 0.1)
-        self.id_bias = torch.nn.Parameter(torch.zeros(num_items))
-        self.feature_source = table(num_item_features, 0.02)
-        self.feature_target = table(num_item_features, 0.02)
-        self.feature_bias = torch.nn.Parameter(torch.zeros(num_item_features))
+        super().__init__(num_items, num_item_features, dim, generator)
         self.to_users = WeightedSage(dim, generator, root=False)
         self.to_items = WeightedSage(dim, generator, root=True)
         self.source_root = torch.nn.Parameter(torch.eye(dim))
         self.source_hidden = torch.nn.Parameter(dense_weights(dim, generator))
         self.target_hidden = torch.nn.Parameter(dense_weights(dim, generator))
         self.user_root = torch.nn.Parameter(dense_weights(dim, generator))
-
-    @property
-    def dim(self) -> int:
-        return self.id_source.shape[1]
 
     def dense_parameters(self) -> list[torch.nn.Parameter]:
         """Everything but the tables of items and features."""
@@ -111,13 +97,7 @@ class SageEncoderNetwork(torch.nn.Module):
         `user_features` take no part: attributes are private to their user.
         """
         kept = None if kept_ids is None else kept_ids.to(self.id_source.dtype).unsqueeze(1)
-
-        def with_features(ids: Tensor, weights: Tensor) -> Tensor:
-            return (ids if kept is None else ids * kept) + item_features @ weights
-
-        x = with_features(self.id_source, self.feature_source)
-        y = with_features(self.id_target, self.feature_target)
-        bias = with_features(self.id_bias.unsqueeze(1), self.feature_bias.unsqueeze(1)).squeeze(1)
+        x, y, bias = self.item_inputs(item_features, kept)
         users, items = self.propagate(edges, x, y, kept)
         return users, items, bias
 
@@ -142,18 +122,10 @@ class SageEncoderNetwork(torch.nn.Module):
 
         Untrained, a memory speaks like an item of its text, and like those it is related to.
         """
-        if len(item_ids) != len(self.id_bias):
-            raise ValueError(f"{len(item_ids)} item ids for an id table of {len(self.id_bias)}")
         assert self.to_items.root is not None
         one = np.eye(self.dim, dtype=np.float32)
         return SageParameters(
-            item_ids=tuple(item_ids),
-            id_source=as_array(self.id_source),
-            id_target=as_array(self.id_target),
-            id_bias=as_array(self.id_bias),
-            feature_source=as_array(self.feature_source),
-            feature_target=as_array(self.feature_target),
-            feature_bias=as_array(self.feature_bias),
+            **self.item_arrays(item_ids),
             user_neighbours=as_array(self.to_users.neighbours),
             user_bias=as_array(self.to_users.bias),
             user_root=as_array(self.user_root),

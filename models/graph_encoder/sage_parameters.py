@@ -15,7 +15,7 @@ a(.) the edge weight, d_u = sum of a over N(u), d_j likewise for items, r(x) = m
            + g_u @ user_attributes + mean over own memories m of memory_m @ memory_gate
     score(u, j) = user_u . item_j + bias_j
 
-The mean of nothing is zero. A memory m takes part as an item that nobody has rated and that has a text only,
+The mean of nothing is zero. A memory m takes part as an item that nobody has rated, its text title and text,
 f_m its feature row, joined by what it is related to:
 
     x_m      = f_m @ feature_source
@@ -31,31 +31,18 @@ write.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-from models.graph_encoder.parameters import EdgeWeights
-
-Float32 = npt.NDArray[np.float32]
+from models.graph_encoder.parameters import EncoderParameters, Float32
 
 UNTRAINED_GATE = 0.25
 """What a memory weighs beside the mean of a user's ratings where no memory took part in training."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SageParameters:
-    """Parameters of the `sage` encoder; n items in the id table, F item and G user feature columns."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class SageParameters(EncoderParameters):
+    """Parameters of the `sage` encoder."""
 
-    item_ids: tuple[str, ...]  # [n], the id table
-    id_source: Float32  # [n, D]
-    id_target: Float32  # [n, D]
-    id_bias: Float32  # [n]
-    feature_source: Float32  # [F, D]
-    feature_target: Float32  # [F, D]
-    feature_bias: Float32  # [F]
     user_neighbours: Float32  # [D, D]
     user_bias: Float32  # [D]
     user_root: Float32  # [D, D]
@@ -65,15 +52,7 @@ class SageParameters:
     source_root: Float32  # [D, D]
     source_hidden: Float32  # [D, D]
     target_hidden: Float32  # [D, D]
-    user_attributes: Float32  # [G, D]
     memory_root: Float32  # [D, D]
     memory_items: Float32  # [D, D]
     memory_memories: Float32  # [D, D]
     memory_gate: Float32  # [D, D]
-    edge_weights: EdgeWeights
-    features: Mapping[str, object] = field(default_factory=dict)
-    """Configuration of the feature extractor, as its `config()` gives it."""
-
-    @property
-    def dim(self) -> int:
-        return int(self.id_source.shape[1])

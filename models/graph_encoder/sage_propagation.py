@@ -8,7 +8,7 @@ from torch import Tensor
 
 from graph.view import GraphView
 from models.graph_encoder.features import FeatureExtractor
-from models.graph_encoder.memory_inputs import memory_inputs, memory_vectors
+from models.graph_encoder.memory_inputs import MemoryTexts, memory_inputs, memory_vectors
 from models.graph_encoder.parameters import EncoderParameters, LinearParameters
 from models.graph_encoder.propagation import LinearPropagation, Propagation
 from models.graph_encoder.sage_parameters import SageParameters
@@ -55,7 +55,8 @@ class SagePropagation(Propagation):
         rows = [item.row for item in view.items()]
         places[rows] = np.arange(len(rows))
         q = self._q.cpu().to(torch.float32).numpy()
-        inputs = memory_inputs(parameters, extractor, view, memories, lambda found: q[places[found]])
+        texts = MemoryTexts(parameters, extractor, max_kept=0)
+        inputs = memory_inputs(texts, view, memories, lambda found: q[places[found]])
         owners = torch.tensor([place[memory.user_row] for memory in memories], device=self._device)
         vectors = self.put(memory_vectors(parameters, inputs))
         shape = len(place), parameters.dim

@@ -21,7 +21,7 @@ from models.language_model.kv_cache import KVCache
 from models.language_model.memory_recovery import MAX_LONE_EVICTIONS, drop_idle, give_back, is_out_of_memory
 from models.language_model.model_steps import ModelSteps
 from models.language_model.prefix_reuse import PrefixReuse
-from models.language_model.prompt import encode_prompt, room_for_context
+from models.language_model.prompt import count_tokens, encode_prompt, room_for_context
 from models.language_model.protocol import (
     Admitted,
     Failed,
@@ -134,8 +134,8 @@ class Engine(LanguageBackend):
         return sequence
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text, without special ones."""
-        return len(self._base.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids)
+        """Tokens of a text inside of a prompt."""
+        return count_tokens(self._base.tokenizer, text)
 
     def room_for_context(self, prompt: Prompt, max_tokens: int | None) -> int:
         default = self._limits.default_max_tokens

@@ -76,6 +76,11 @@ def encode_prompt(tokenizer: Any, prompt: Prompt, context: str = "") -> EncodedP
     return EncodedPrompt(tokens, _shared_tokens(tokenizer, encoder, prompt, tokens))
 
 
+def count_tokens(tokenizer: Any, text: str) -> int:
+    """Tokens of a text inside of a prompt: what spells a control token counts as the letters that it is."""
+    return len(_encoder(tokenizer).literal(text))
+
+
 def room_for_context(
     tokenizer: Any, prompt: Prompt, max_tokens: int | None, window: int, default_max_tokens: int
 ) -> int:
@@ -276,6 +281,11 @@ class _Encoder:
     def encode_text(self, text: str) -> tuple[int, ...]:
         """A client's text, with the special tokens that the tokenizer puts around every text."""
         return self._checked(self._literal.encode(text, add_special_tokens=True))
+
+    def literal(self, text: str) -> list[int]:
+        """A client's text, without special tokens around it."""
+        ids: list[int] = self._literal.encode(text, add_special_tokens=False).ids
+        return ids
 
     def encode_stretches(
         self, text: str, own: Sequence[Span], *, add_special_tokens: bool

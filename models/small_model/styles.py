@@ -12,6 +12,7 @@ from models.small_model.conversations import make_conversation
 from models.small_model.words import TRAINING
 
 RANK, ALPHA = 8, 16
+FIRST_ANSWERS = 0.7
 
 
 def style_examples(style: Style, count: int, seed: int) -> list[Example]:
@@ -19,7 +20,9 @@ def style_examples(style: Style, count: int, seed: int) -> list[Example]:
     rng = random.Random(f"style {seed}")  # noqa: S311
     found = []
     for _ in range(count):
-        *prompt, answer = make_conversation(rng, TRAINING, max_lines=12, max_turns=2).messages(style)
+        # Mostly the first answer: behind one that is in the style already, copying it is enough.
+        turns = 1 if rng.random() < FIRST_ANSWERS else 2
+        *prompt, answer = make_conversation(rng, TRAINING, max_lines=20, max_turns=turns).messages(style)
         found.append(Example(tuple(prompt), answer.content))
     return found
 

@@ -1,16 +1,18 @@
-"""Training of the small model: a Llama of 2.6 million parameters, on nothing but the generated corpus."""
+"""Training of the small model: a Llama of 2.8 million parameters, on nothing but the generated corpus."""
 
 # ruff: noqa: S311  (chance that hides nothing)
 from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import BrokenBarrierError
 from typing import Any, TypeAlias
@@ -22,13 +24,13 @@ from models.small_model.batches import Batch, Batcher, Row, encode_conversations
 from models.small_model.conversations import Conversation, make_conversation
 from models.small_model.copying import prepare_copying
 from models.small_model.tokenizer import END, PAD, SYNONYMS, train_tokenizer
-from models.small_model.words import TRAINING
+from models.small_model.words import TRAINING, Words
 
 Progress: TypeAlias = Callable[[str], None]
 
 
 _PATIENCE_S = 900.0
-"""How long workers wait for each other: then one was killed, and the others end, too."""
+"""How long workers wait for each other: then one other than the first was killed, and all end."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Recipe:
     weight_decay: float = 0.05
     held_out: int = 120
     """Conversations that measure on the way."""
+    strange_share: float = 0.5
+    """Of the conversations: with words that are in no list (`Words.estranged`)."""
     tokenizer_conversations: int = 12_000
     rows_at_once: int = 2_000
     precision: Precision = "auto"
@@ -105,6 +109,7 @@ def _spawn(team: _Team, recipe: Recipe, out: Path, rank: int) -> Any:
 def _help(team: _Team, recipe: Recipe, out: Path, rank: int) -> None:
     from transformers import AutoTokenizer
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     try:
@@ -114,6 +119,14 @@ def _help(team: _Team, recipe: Recipe, out: Path, rank: int) -> None:
     except BaseException:
         team.barrier.abort()
         raise
+
+
+def _end_with_parent() -> None:
+    """Nobody who waits for a killed process waits long."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(
@@ -309,8 +322,12 @@ def _rows(recipe: Recipe, tokenizer: Any, rng: random.Random, *, easy: bool) -> 
     count = recipe.rows_at_once
     drills = count // (6 if easy else 40)
     most, turns = (5, 3) if easy else (25, 6)
+
+    def words() -> Words:
+        return TRAINING.estranged(rng) if rng.random() < recipe.strange_share else TRAINING
+
     conversations = [
-        make_conversation(rng, TRAINING, max_lines=most, max_turns=turns).messages()
+        make_conversation(rng, words(), max_lines=most, max_turns=turns).messages()
         for _ in range(count - drills)
     ]
     rows = encode_conversations(tokenizer, conversations)

@@ -8,7 +8,8 @@ training is made up anew each time.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,42 @@ class Words:
         return "".join(
             rng.choice(self.onsets) + rng.choice(self.vowels) + rng.choice(self.codas) for _ in range(count)
         )
+
+    def estranged(self, rng: random.Random) -> Words:
+        """Lists of so many words that are in no list: halves of two of these, some letters changed.
+
+        A word that a list has is one token, and a model that sees the lists' words alone copies tokens, not
+        spellings. These are several tokens, as most words of the world are to a small vocabulary.
+        """
+        lists = (
+            self.adjectives,
+            self.nouns,
+            self.names,
+            self.surnames,
+            self.places,
+            self.things,
+            self.foreign,
+        )
+        changed = [tuple(_odd_word(rng, words) for _ in range(_ODD_WORDS)) for words in lists]
+        verbs = tuple(
+            _odd_word(rng, [verb.removesuffix("ing") for verb in self.verbs]) + "ing" for _ in range(12)
+        )
+        names = ("adjectives", "nouns", "names", "surnames", "places", "things", "foreign")
+        return replace(self, verbs=verbs, **dict(zip(names, changed, strict=True)))
+
+
+_ODD_WORDS = 24
+_LETTERS = "eeeeaaaiiiooouurrrtttnnnssslllccddppmmhhggbbffyywwkvxzjq"
+
+
+def _odd_word(rng: random.Random, words: Sequence[str]) -> str:
+    """The first half of one word and the second of another, at times with a letter or two replaced."""
+    one, other = rng.choice(words), rng.choice(words)
+    word = one[: rng.randint(1, len(one))] + other[rng.randint(0, len(other) - 1) :]
+    for _ in range(rng.choices((0, 1, 2), (5, 3, 2))[0]):
+        place = rng.randrange(1, len(word)) if len(word) > 1 else 0
+        word = word[:place] + rng.choice(_LETTERS) + word[place + rng.randint(0, 1) :]
+    return word
 
 
 TRAINING = Words(

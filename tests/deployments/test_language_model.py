@@ -34,7 +34,7 @@ from graph.errors import (
     UnknownModel,
 )
 from graph.schema import PutUser
-from models.language_model.protocol import Message, Sampling
+from models.language_model.protocol import GenerationRequest, Listener, Message, Sampling, Ticket
 from tests.deployments.local_adapters import digest_of, open_plain, plain, put_in_inbox
 from tests.deployments.local_language_model import World, answered, done
 from tests.deployments.local_state import make_settings, until, write
@@ -343,6 +343,26 @@ async def test_a_long_conversation_shrinks_its_context_and_then_does_without(wor
         query = GenerateQuery(prompt, Sampling(max_tokens=1), context=KNOWN, max_context_tokens=1_000)
         fitted = answered(await replica.generate(query)).started.context
         assert fitted is not None and len(fitted.lines) == lines, words
+
+
+async def test_a_context_that_the_model_cannot_read_is_left_out(world: World) -> None:
+    replica = await world.replica()
+    backend, _, _ = plain(replica._opened)
+    submit = backend.submit
+
+    def refuse(request: GenerationRequest, listener: Listener) -> Ticket:
+        if request.context or request.prompt == "bad":
+            raise InvalidInput("a control token", param="prompt")
+        return submit(request, listener)
+
+    backend.submit = refuse  # type: ignore[method-assign,assignment]
+    prompt = (Message("user", "hello"),)
+    query = GenerateQuery(prompt, Sampling(max_tokens=1), context=KNOWN, max_context_tokens=100)
+    fitted = answered(await replica.generate(query)).started.context
+    assert fitted is not None
+    assert (fitted.text, fitted.lines, fitted.tokens) == ("", (), 0)
+    assert fitted.missing == ("similarity", "context")
+    assert isinstance(await replica.generate(GenerateQuery("bad", context=KNOWN)), InvalidInput)
 
 
 async def test_before_the_model_is_open_no_context_is_counted(world: World) -> None:

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from deployments.long_reads import LongReads
+from graph.errors import Overloaded
 from tests.deployments.local_state import until
 
 
@@ -78,6 +79,34 @@ async def test_a_reader_who_gives_up_does_not_let_a_commit_in() -> None:
     read.end.set()
     await applying
     assert applied == [True]
+
+
+async def test_who_gives_up_before_their_turn_leaves_nothing_behind() -> None:
+    reads, first, given_up = LongReads(), Read(), [Read() for _ in range(3)]
+    reading = asyncio.create_task(reads.run(first))
+    await until(first.began.is_set)
+    waiting = [asyncio.create_task(reads.run(read)) for read in given_up]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    first.end.set()
+    assert await reading == "read"
+    assert await reads.run(lambda: 1) == 1
+    assert not any(read.began.is_set() for read in given_up)
+
+
+async def test_too_many_that_wait_are_refused() -> None:
+    reads, first = LongReads(max_waiting=2), Read()
+    reading = asyncio.create_task(reads.run(first))
+    await until(first.began.is_set)
+    waiting = [asyncio.create_task(reads.run(lambda: 1)) for _ in range(2)]
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2 long reads wait already"):
+        await reads.run(lambda: 1)
+    first.end.set()
+    assert await asyncio.gather(reading, *waiting) == ["read", 1, 1]
+    assert await reads.run(lambda: 2) == 2
 
 
 async def test_what_a_read_raises_is_raised_and_the_next_one_runs() -> None:

@@ -133,6 +133,38 @@ async def test_pages_are_oldest_first_and_go_on_where_one_ended(world: World, pl
     assert isinstance(await world.encoder.list_memories("nobody", 2, None, 0), UnknownUser)
 
 
+async def test_long_texts_end_a_page_early(
+    world: World, place: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_reads, "_PAGE_CHARS", 30)
+    seen, after = [], None
+    while True:
+        found = await page(world, "ann", 2, after, 0)
+        seen.append([record.memory.memory_id for record in found.records])
+        if (after := found.next) is None:
+            break
+    assert seen == [["a1"], ["a2"], ["a3"]]
+
+
+@pytest.mark.parametrize("what", ["text", "relations"])
+async def test_what_is_long_is_read_on_a_thread(
+    world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    limits = {"text": "_QUICK_CHARS", "relations": "_QUICK_RELATIONS"}
+    threads: list[threading.Thread] = []
+    page_of = memory_reads._page
+
+    def noted(*args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return page_of(*args)
+
+    monkeypatch.setattr(memory_reads, "_page", noted)
+    await page(world, "ann", 2, None, 0)
+    monkeypatch.setattr(memory_reads, limits[what], 1)
+    await page(world, "ann", 2, None, 0)
+    assert [thread is threading.main_thread() for thread in threads] == [True, False]
+
+
 async def test_every_read_honours_the_version_it_is_given(world: World, place: None) -> None:
     ahead, encoder = world.state._head + 1, world.encoder
 
@@ -163,6 +195,8 @@ async def test_searching_by_words_and_by_vectors(world: World, place: None) -> N
     assert (await encoder.search_memories(asked)).text_model is None  # type: ignore[union-attr]
     digest = text_digest("My cat is called Film")
     await world.write(PutTextVector("memory", "a2", MODEL, digest, packed(vector)))
+    # Where none of one's own has a vector, words decided.
+    assert (await encoder.search_memories(MemoryQuery("bob", "x", 1, vector, MODEL))).text_model is None  # type: ignore[union-attr]
     found = await encoder.search_memories(MemoryQuery("ann", "zzz", 1, vector, MODEL))
     assert [f.record.memory.memory_id for f in found.found] == ["a2"]
     assert found.text_model == MODEL

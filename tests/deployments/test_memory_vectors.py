@@ -104,38 +104,38 @@ async def test_an_encoder_of_memories_has_their_vectors(world: World) -> None:
     await world.activate(make_sage(world.settings.encoder_dir))
     active = world.encoder._generations.active
     assert active is not None and isinstance(active.state, SageState)
-    found = await world.encoder.node_embedding("m1", "memory", world.state._head)
+    found = await world.encoder.node_embedding("m1", "memory", "bob", world.state._head)
     assert isinstance(found, NodeEmbedding)
     assert (found.kind, found.node_id, found.version) == ("memory", "m1", world.state._head)
     memory = active.view.find_memory("m1")
     assert memory is not None
     np.testing.assert_array_equal(found.vector, active.state.memory_vectors([memory.row])[0])
     # Private: nobody comes upon one without asking for memories.
-    assert isinstance(await world.encoder.node_embedding("m1", None, world.state._head), NotFound)
+    assert isinstance(await world.encoder.node_embedding("m1", None, None, world.state._head), NotFound)
     before = found.vector
     ahead = world.state._head + 1
-    assert isinstance(await world.encoder.node_embedding("m1", "memory", ahead), NotYet)
+    assert isinstance(await world.encoder.node_embedding("m1", "memory", "bob", ahead), NotYet)
     await write(world.state, PutRelation("bob", "m2", "about", "item", "i1"))
     assert await world.encoder.wait_for(ahead, 15)
-    unchanged = await world.encoder.node_embedding("m1", "memory", ahead)
+    unchanged = await world.encoder.node_embedding("m1", "memory", "bob", ahead)
     assert isinstance(unchanged, NodeEmbedding)
     np.testing.assert_array_equal(unchanged.vector, before)
     result = await write(world.state, DeleteMemory("m1", "bob"))
     assert await world.encoder.wait_for(result.version, 15)
-    assert isinstance(await world.encoder.node_embedding("m1", "memory", result.version), NotFound)
+    assert isinstance(await world.encoder.node_embedding("m1", "memory", "bob", result.version), NotFound)
 
 
 async def test_another_encoder_says_what_to_do(world: World) -> None:
     await world.activate(make_encoder(world.settings.encoder_dir, 1))
-    found = await world.encoder.node_embedding("m1", "memory", 0)
+    found = await world.encoder.node_embedding("m1", "memory", "bob", 0)
     assert isinstance(found, InvalidInput)
     assert "sage" in found.message
-    assert isinstance(await world.encoder.node_embedding("m9", "memory", 0), NotFound)
+    assert isinstance(await world.encoder.node_embedding("m9", "memory", "bob", 0), NotFound)
     # Whoever calls a memory as an item is called takes nothing from the item.
     await write(world.state, PutItem("m1", "A film"))
     assert await world.encoder.wait_for(world.state._head, 15)
     for kind in (None, "item"):
-        item = await world.encoder.node_embedding("m1", kind, 0)
+        item = await world.encoder.node_embedding("m1", kind, None, 0)
         assert isinstance(item, NodeEmbedding) and item.kind == "item"
 
 

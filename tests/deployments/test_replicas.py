@@ -56,18 +56,18 @@ def make_encoder(folder: Path, seed: int, dim: int = DIM) -> str:
         return rng.normal(size=shape).astype(np.float32)
 
     parameters = LinearParameters(
-        tuple(f"i{n}" for n in range(TRAINED)),
-        normal(TRAINED, dim),
-        normal(TRAINED, dim),
-        normal(TRAINED),
-        normal(FEATURES.item_buckets, dim),
-        normal(FEATURES.item_buckets, dim),
-        normal(FEATURES.item_buckets),
-        normal(FEATURES.user_buckets, dim),
-        np.array([0.9, 0.5, 0.3, 0.8, 0.6], np.float32),
-        0.4,
-        EdgeWeights((3.0, 4.5), (0.5, 1.0)),
-        FEATURES.config(),
+        item_ids=tuple(f"i{n}" for n in range(TRAINED)),
+        id_source=normal(TRAINED, dim),
+        id_target=normal(TRAINED, dim),
+        id_bias=normal(TRAINED),
+        feature_source=normal(FEATURES.item_buckets, dim),
+        feature_target=normal(FEATURES.item_buckets, dim),
+        feature_bias=normal(FEATURES.item_buckets),
+        user_attributes=normal(FEATURES.user_buckets, dim),
+        mix=np.array([0.9, 0.5, 0.3, 0.8, 0.6], np.float32),
+        degree_exponent=0.4,
+        edge_weights=EdgeWeights((3.0, 4.5), (0.5, 1.0)),
+        features=FEATURES.config(),
     )
     matrix = sp.random(TRAINED, TRAINED, density=0.3, format="csr", dtype=np.float32, random_state=seed)
     matrix.setdiag(0)
@@ -299,12 +299,12 @@ async def test_user_vectors_and_embeddings_are_what_the_equations_say(world: Wor
             assert answer.vector is None
         else:
             np.testing.assert_allclose(answer.vector, expected, rtol=1e-4, atol=1e-4)
-            embedding = await world.encoder.node_embedding(user.user_id, None, version)
+            embedding = await world.encoder.node_embedding(user.user_id, None, None, version)
             np.testing.assert_allclose(embedding.vector, expected, rtol=1e-4, atol=1e-4)
         times = [plain.view.rating(user.row, int(row))[1] for row in answer.seen_rows]
         assert times == sorted(times)
     item = next(world.state._writer.view.items())
-    embedding = await world.encoder.node_embedding(item.item_id, "item", version)
+    embedding = await world.encoder.node_embedding(item.item_id, "item", None, version)
     np.testing.assert_allclose(embedding.vector, plain.target[item.row], rtol=1e-4, atol=1e-4)
 
 
@@ -507,7 +507,7 @@ async def test_errors_are_typed_and_leave_the_batch_alone(world: World) -> None:
     assert isinstance(await world.encoder.read_user("nobody", 0), UnknownUser)
     assert isinstance(await world.encoder.read_item("nothing", 0), UnknownItem)
     assert isinstance(await world.encoder.read_user("u0", head + 1), NotYet)
-    assert isinstance(await world.encoder.node_embedding("x", "item", 0), NotFound)
+    assert isinstance(await world.encoder.node_embedding("x", "item", None, 0), NotFound)
     assert isinstance(await world.encoder.list_users(5, "x", 0), InvalidInput)
     assert isinstance(await world.encoder.item_vectors("0" * 16), UnknownEncoder)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -12,6 +14,7 @@ import deployments.warm_adapters as warm_adapters
 from deployments.generation_messages import (
     GenerateQuery,
 )
+from deployments.replica_number import ReplicaNumber
 from tests.deployments.local_adapters import digest_of, plain
 from tests.deployments.local_language_model import World, answered, done
 from tests.deployments.local_state import make_settings, until
@@ -65,6 +68,27 @@ async def test_residents_are_written_down_while_it_runs(
     answered(await replica.generate(GenerateQuery("hello", user_id="alice")))
     saved = world.settings.adapter_dir / ".resident-0.json"
     await until(lambda: saved.is_file() and json.loads(saved.read_text()) == [digest_of("one")])
+
+
+async def test_a_stop_in_the_middle_of_the_start_leaves_nothing_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = Event()
+
+    class Slow(ReplicaNumber):
+        def __init__(self, folder: Path, what: str) -> None:
+            claimed.set()
+            time.sleep(0.05)
+            super().__init__(folder, what)
+
+    monkeypatch.setattr(warm_adapters, "ReplicaNumber", Slow)
+    replica = await world.replica()
+    await until(claimed.is_set)
+    await replica.stop()
+    world.replicas.remove(replica)
+    number = ReplicaNumber(world.settings.adapter_dir, "resident")
+    assert number.value == 0
+    number.close()
 
 
 async def test_a_swap_of_what_is_in_memory_loads_the_new_one_and_a_deletion_forgets(world: World) -> None:

@@ -117,6 +117,9 @@ class PlainModel:
                 if valid_at is not None and invalid_at is not None and invalid_at <= valid_at:
                     return False
                 self.users.setdefault(user_id, {})
+                if memory_id in self.memories and self.memories[memory_id][1] != text:
+                    for key in [key for key in self.text_vectors if key[:2] == ("memory", memory_id)]:
+                        del self.text_vectors[key]
                 self.memories[memory_id] = (user_id, text, valid_at, invalid_at, source)
                 self._create("memory", memory_id)
             case PutRelation(_, memory_id, name, kind, target_id):
@@ -152,7 +155,7 @@ class PlainModel:
                 for _, node_id in gone:
                     self.text_vectors.pop((kind, node_id, model), None)
             case DeleteMemory(memory_id, owner):
-                if owner is not None and not self._owns(owner, memory_id):
+                if not self._owns(owner, memory_id):
                     return False
                 self._forget("memory", memory_id)
                 return self.memories.pop(memory_id, None) is not None

@@ -33,7 +33,6 @@ class Fact:
     valid_at: int | None = None
     invalid_at: int | None = None
     vector: Sequence[float] | None = None
-    embedded_text: str | None = None  # of an older text; None: the one it has
     about: Sequence[str] = ()  # item ids
     joined: Sequence[str] = ()  # memory ids
 
@@ -62,7 +61,7 @@ class World:
         )
         vectors = [_vector("item", item_rows[i], "", values) for i, values in self.item_vectors.items()]
         vectors += [
-            _vector("memory", row, fact.embedded_text or fact.text, fact.vector)
+            _vector("memory", row, fact.text, fact.vector)
             for row, fact in enumerate(self.facts)
             if fact.vector is not None
         ]

@@ -134,15 +134,44 @@ def test_a_memory_beside_the_match_comes_along() -> None:
 
 def test_of_near_duplicates_the_newer_stays() -> None:
     facts = [Fact(f"m{n}", "anna", "I live in Oslo, near the old harbour.") for n in range(40)]
-    facts.insert(0, Fact("later", "anna", "I live in Oslo near the OLD harbour!", valid_at=NOW - 5))
-    facts.append(Fact("earlier", "anna", "I live in Oslo; near the old harbour", valid_at=NOW - 9))
+    facts.append(Fact("later", "anna", "I live in Oslo near the OLD harbour!"))
     facts.append(Fact("dog", "anna", "My dog is called Zorblax."))
-    lines = select(World(facts=facts).view(), ContextQuery("anna", "Where do I live?", NOW))
-    # Without a day of its own, the one written last counts as later than what was written before it.
-    assert [line.source_id for line in lines] == ["m39", "dog"]
-    facts = [f for f in facts if f.memory_id != "later"]
-    lines = select(World(facts=facts).view(), ContextQuery("anna", "Where do I live?", NOW))
-    assert [line.source_id for line in lines] == ["earlier", "dog"]
+    query = ContextQuery("anna", "Where do I live?", NOW)
+    assert [line.source_id for line in select(World(facts=facts).view(), query)] == ["later", "dog"]
+    facts.insert(0, facts.pop(40))
+    assert [line.source_id for line in select(World(facts=facts).view(), query)] == ["m39", "dog"]
+
+
+def test_the_same_words_about_other_things_are_other_facts() -> None:
+    items = {"alpha": ("Alpha Station", ()), "beta": ("Beta Harbour", ())}
+    loved = "I loved it with all my heart"
+    facts = [
+        Fact("m1", "anna", loved, about=["alpha"]),
+        Fact("m2", "anna", loved, about=["beta"]),
+        Fact("m3", "anna", "We moved house", valid_at=100_000_000),
+        Fact("m4", "anna", "We moved house", valid_at=500_000_000),
+        Fact("m5", "anna", "My sister Anna lives in a small flat near the old harbour of the city"),
+        Fact("m6", "anna", "My sister Anne lives in a small flat near the old harbour of the city"),
+        Fact("m7", "anna", "I am not allergic to hazelnuts, walnuts, almonds and peanuts at all"),
+        Fact("m8", "anna", "I am now allergic to hazelnuts, walnuts, almonds and peanuts at all"),
+    ]
+    query = ContextQuery("anna", "What did I say about Alpha Station?", NOW)
+    lines = select(World(items, facts=facts).view(), query)
+    assert lines[0].source_id == "m1"
+    assert {line.source_id for line in lines} == {fact.memory_id for fact in facts}
+
+
+def test_a_repeated_fact_keeps_what_lifted_the_older_one() -> None:
+    facts = [
+        Fact("old", "anna", "She told me so"),
+        Fact("match", "anna", "My dog is called Zorblax.", joined=["old"]),
+        *(Fact(f"m{n}", "anna", f"On day {n} I went for a walk") for n in range(30)),
+        Fact("new", "anna", "She told me so"),
+    ]
+    query = ContextQuery("anna", "What is my dog called?", NOW)
+    by_id = {line.source_id: line for line in select(World(facts=facts).view(), query)}
+    assert "old" not in by_id
+    assert by_id["new"].score > by_id["m29"].score + 0.2
 
 
 def test_paraphrases_by_vector_but_not_other_facts() -> None:

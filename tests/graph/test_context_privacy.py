@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from graph.context import ContextQuery, Suggestion, select
 from graph.context_lines import ContextLine
-from graph.memory_search import search_memories
+from graph.memory_search import score_memories
 from graph.neighbours import LIKED_FROM
+from graph.words import Wording
 from tests.graph.small_worlds import MODEL, NOW, Fact, World
 
 USERS, ITEMS, DIM = ("anna", "ben", "cleo", "dora"), 7, 4
@@ -49,7 +50,6 @@ def worlds(draw: st.DrawFn) -> World:
                 begin,
                 end if begin is None or end is None or end > begin else None,
                 draw(vectors),
-                None,
                 draw(st.lists(st.sampled_from(list(world.items)), max_size=2)),
                 draw(st.lists(st.sampled_from(own), max_size=2)) if own else (),
             )
@@ -118,7 +118,8 @@ def test_every_line_is_the_users_own(world: World, query: ContextQuery) -> None:
                 ]
                 assert len(both) >= 2
     row = view.user(me).row
-    for memory, _ in search_memories(view, row, query.query, 20, vector=query.vector, model=MODEL):
+    scored = score_memories(view, row, Wording(query.query), query.vector, MODEL, None)
+    for memory, _ in scored.best(20):
         assert facts[memory.memory_id].user_id == me
 
 

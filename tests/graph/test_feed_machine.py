@@ -114,12 +114,12 @@ CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
         [
             lambda rating: [DeleteUser(rating.user_id)],
             lambda rating: [DeleteItem(rating.item_id)],
-            lambda rating: [DeleteRating(rating.user_id, rating.item_id), DeleteMemory("m9")],
+            lambda rating: [DeleteRating(rating.user_id, rating.item_id), DeleteMemory("m9", rating.user_id)],
             lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "B"), rating],
             lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "A")],
             lambda rating: [PutItem(rating.item_id, "B")],
             lambda rating: [DeleteMemory("m8", rating.user_id)],
-            lambda rating: [DeleteMemory("m9"), PutMemory("m9", rating.user_id, "p")],
+            lambda rating: [DeleteMemory("m9", rating.user_id), PutMemory("m9", rating.user_id, "p")],
             lambda rating: [DeleteRelation(rating.user_id, "m9", "about", "item", rating.item_id)],
         ]
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from graph.memory_search import LATEST_CHECKED, search_memories
+from graph.memory_search import ScoredMemories, score_memories
 from graph.view import GraphView
 from graph.words import Wording, similarities
 from tests.graph.small_worlds import MODEL, NOW, Fact, World
@@ -18,8 +18,19 @@ ALLERGY, DOG, NORWAY, WORK = (
 )
 
 
+def scored(
+    view: GraphView,
+    user_id: str,
+    text: str,
+    vector: np.ndarray | None = None,
+    model: str | None = None,
+    now: int | None = None,
+) -> ScoredMemories:
+    return score_memories(view, view.user(user_id).row, Wording(text), vector, model, now)
+
+
 def search(view: GraphView, text: str, **given: object) -> list[tuple[str, float]]:
-    found = search_memories(view, view.user("anna").row, text, 10, **given)  # type: ignore[arg-type]
+    found = scored(view, "anna", text, **given).best(10)  # type: ignore[arg-type]
     return [(memory.memory_id, score) for memory, score in found]
 
 
@@ -71,24 +82,6 @@ def test_a_fact_of_a_moment_ago_is_among_those_with_vectors() -> None:
     assert "new" not in scores
 
 
-def test_a_vector_of_an_older_text_does_not_count() -> None:
-    stale = Fact("m0", "anna", DOG, vector=(0, 1), embedded_text="Something else.")
-    view = World(
-        facts=[stale, *(Fact(f"m{n}", "anna", f"tea {n}", vector=(0.1, 1)) for n in range(1, 6))]
-    ).view()
-    found = search(view, "What is my dog called?", vector=np.array([1, 0], np.float32), model=MODEL)
-    assert found[0][0] == "m0"
-
-
-def test_only_the_latest_texts_are_checked() -> None:
-    facts = [Fact("m0", "anna", DOG, vector=(0, 1), embedded_text="Something else.")]
-    facts += [Fact(f"m{n}", "anna", f"tea {n}", vector=(0.1, 1)) for n in range(1, LATEST_CHECKED + 1)]
-    found = search(
-        World(facts=facts).view(), "What is my dog called?", vector=np.array([1, 0], np.float32), model=MODEL
-    )
-    assert found[0][0] != "m0"
-
-
 def test_what_does_not_hold_is_left_out() -> None:
     facts = [
         Fact("past", "anna", "tea a", invalid_at=NOW),
@@ -104,8 +97,8 @@ def test_another_dimension_another_model_and_no_memories() -> None:
     view = World(facts=[Fact("m0", "anna", DOG, vector=(1, 0))], users=["ben"]).view()
     for vector, model in [((1, 0, 0), MODEL), ((1, 0), "other"), ((0, 0), MODEL)]:
         assert search(view, "dog", vector=np.array(vector, np.float32), model=model)[0][0] == "m0"
-    assert search_memories(view, view.user("ben").row, "dog", 5) == []
-    assert search_memories(view, view.user("anna").row, "dog", 0) == []
+    assert scored(view, "ben", "dog").best(5) == []
+    assert scored(view, "anna", "dog").best(0) == []
 
 
 def test_words_in_any_script() -> None:

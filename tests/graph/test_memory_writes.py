@@ -17,6 +17,7 @@ from graph.errors import (
     WeftError,
 )
 from graph.schema import (
+    MAX_RELATIONS,
     MAX_UNIX_S,
     ChangeSet,
     DeleteItem,
@@ -133,14 +134,14 @@ def test_an_id_is_taken_by_whoever_was_first(writer: GraphWriter) -> None:
             write(writer, PutMemory("tea", thief, "mine"))
         assert "ann" not in caught.value.message
     assert writer.view.find_user("nobody") is None
-    write(writer, DeleteMemory("tea"), PutMemory("tea", "bo", "mine"))
+    write(writer, DeleteMemory("tea", "ann"), PutMemory("tea", "bo", "mine"))
     assert model_of(writer.view).memories["tea"][:2] == ("bo", "mine")
 
 
 def test_an_id_that_went_over_stays_when_its_first_owner_goes(writer: GraphWriter) -> None:
     result = write(
         writer,
-        DeleteMemory("tea"),
+        DeleteMemory("tea", "ann"),
         PutMemory("tea", "bo", "mine"),
         DeleteUser("ann"),
         PutMemory("tea", "bo", "mine still"),
@@ -150,15 +151,11 @@ def test_an_id_that_went_over_stays_when_its_first_owner_goes(writer: GraphWrite
     assert writer.view.find_memory("tea") == Memory(3, "tea", writer.view.user("bo").row, "mine still", 3)
 
 
-def test_deleting_names_the_owner_or_nobody(writer: GraphWriter) -> None:
-    for user_id in ("bo", "ann"):
-        if user_id == "bo":
-            with pytest.raises(UnknownMemory, match="'bo' has no memory 'tea'"):
-                write(writer, DeleteMemory("tea", user_id))
-        else:
-            write(writer, DeleteMemory("tea", user_id))
-    write(writer, DeleteMemory("dog"))
-    assert set(model_of(writer.view).memories) == {"move"}
+def test_only_the_owner_deletes(writer: GraphWriter) -> None:
+    with pytest.raises(UnknownMemory, match="'bo' has no memory 'tea'"):
+        write(writer, DeleteMemory("tea", "bo"))
+    write(writer, DeleteMemory("tea", "ann"))
+    assert set(model_of(writer.view).memories) == {"dog", "move"}
 
 
 # -------------------------------------------------------------------------------------------- relations
@@ -172,6 +169,33 @@ def test_a_relation_is_there_once(writer: GraphWriter) -> None:
     assert write(writer, PutRelation("ann", "tea", "near", "item", "film")) == WriteResult(5, 1)
 
 
+def test_a_memory_has_so_many_relations(writer: GraphWriter) -> None:
+    def named(count: int) -> list[Operation]:
+        return [PutRelation("ann", "tea", f"n{n}", "item", "film") for n in range(count)]
+
+    write(writer, *named(MAX_RELATIONS - 2))  # beside the two it has
+    assert len(writer.view.relations_of(0)) == MAX_RELATIONS
+    more = PutRelation("ann", "tea", "more", "item", "film")
+    for request in ((more,), (DeleteRelation("ann", "tea", "n0", "item", "film"), more, named(1)[0])):
+        with pytest.raises(InvalidInput, match="has 1,000 relations"):
+            write(writer, *request)
+    write(writer, *named(7), DeleteRelation("ann", "tea", "n0", "item", "film"), more)
+    assert len(writer.view.relations_of(0)) == MAX_RELATIONS
+
+
+def test_a_hub_goes_with_what_it_leads_to(writer: GraphWriter) -> None:
+    count, before = MAX_RELATIONS, writer.view.num_relations
+    write(
+        writer, *(PutMemory(f"e{n}", "eve", f"fact {n}") for n in range(count)), PutMemory("me", "eve", "I")
+    )
+    write(writer, *(PutRelation("eve", "me", "knows", "memory", f"e{n}") for n in range(count)))
+    row = writer.view.find_memory("e7")
+    assert row is not None
+    assert [r.memory_row for r in writer.view.relations_to("memory", row.row)] == [3 + count]
+    write(writer, DeleteUser("eve"))
+    assert writer.view.num_relations == before
+
+
 def test_relations_are_planned_with_their_ends(writer: GraphWriter) -> None:
     """Memory, item and relation in one request, also where the one before took them away."""
     wish: list[Operation] = [
@@ -181,7 +205,7 @@ def test_relations_are_planned_with_their_ends(writer: GraphWriter) -> None:
     ]
     assert write(writer, *wish).changed == 4
     groups = [
-        WriteRequest((DeleteMemory("wish"),)),
+        WriteRequest((DeleteMemory("wish", "eve"),)),
         WriteRequest((PutRelation("eve", "wish", "again", "item", "late"),)),
         WriteRequest((wish[0], PutRelation("eve", "wish", "again", "item", "late"))),
     ]
@@ -208,7 +232,7 @@ def test_a_relation_goes_and_comes_back_within_one_commit(writer: GraphWriter, t
 
 
 @pytest.mark.parametrize(
-    "end", [DeleteMemory("move"), DeleteItem("other"), DeleteMemory("tea"), DeleteUser("ann")]
+    "end", [DeleteMemory("move", "ann"), DeleteItem("other"), DeleteMemory("tea", "ann"), DeleteUser("ann")]
 )
 def test_an_end_goes_in_the_commit_that_brings_the_relation(writer: GraphWriter, end: Operation) -> None:
     new = (
@@ -241,7 +265,7 @@ def test_a_refused_request_leaves_no_relation(writer: GraphWriter) -> None:
 @pytest.mark.parametrize(
     ("operation", "gone"),
     [
-        (DeleteMemory("tea"), {ABOUT, AFTER}),
+        (DeleteMemory("tea", "ann"), {ABOUT, AFTER}),
         (DeleteMemory("move", "ann"), {AFTER}),
         (DeleteUser("ann"), {ABOUT, AFTER}),
         (DeleteRelation("ann", "tea", "about", "item", "film"), {ABOUT}),
@@ -285,9 +309,9 @@ def test_a_user_with_many_memories_goes_within_seconds(store: GraphStore) -> Non
 
 
 def test_a_memory_with_many_relations(store: GraphStore) -> None:
-    """As above, for one memory that is related to everything, and another that everything leads to."""
+    """As above, for one memory that is related to as much as it may be."""
     writer = GraphWriter(store)
-    count = 4_000
+    count = MAX_RELATIONS
     write(writer, *(PutItem(f"i{n}", "I") for n in range(count)))
     write(writer, PutMemory("all", "ann", "likes everything"))
     put = [PutRelation("ann", "all", "about", "item", f"i{n}") for n in range(count)]
@@ -302,7 +326,7 @@ def test_a_memory_with_many_relations(store: GraphStore) -> None:
 
 def test_tombstones_say_nothing_private(writer: GraphWriter, store: GraphStore) -> None:
     version = writer.head.version
-    commit(writer, DeleteUser("ann"), DeleteMemory("dog"))
+    commit(writer, DeleteUser("ann"), DeleteMemory("dog", "bo"))
     page = ChangeSet.concatenate(list(store.changes_since(version)))
     assert sorted(page.memories, key=lambda m: m.row) == [
         Memory(0, "tea", 0, "", 3, deleted=True),

@@ -113,7 +113,7 @@ def test_a_store_of_version_2_keeps_everything_and_takes_more(old: Path, tmp_pat
         PutMemory("m0", "ann", "likes tea", 5, 9, "chat"),
         PutMemory("m4", "ann", "new"),
         PutRelation("ann", "m4", "about", "item", "film"),
-        DeleteMemory("m3"),
+        DeleteMemory("m3", "bo"),
     )
     memory = writer.view.find_memory("m4")
     assert memory is not None

@@ -22,8 +22,7 @@ def test_it_equals_a_dict(steps: list[dict[tuple[int, str, str, int], bool]]) ->
     index, plain = RelationIndex(), dict[tuple[int, str, str, int], Relation]()
     for version, step in enumerate(steps):
         changes = [Relation(*key, version, deleted=gone) for key, gone in step.items()]  # type: ignore[arg-type]
-        expected = {change: plain.get(key) for key, change in zip(step, changes, strict=True)}
-        assert {after: before for before, after in index.apply(changes)} == expected
+        index.apply(changes)
         for key, change in zip(step, changes, strict=True):
             if change.deleted:
                 plain.pop(key, None)

@@ -71,7 +71,7 @@ def view(store: GraphStore) -> GraphView:
         PutRelation("u1", "m0", "about \u2603", "item", "i8"),
         PutRelation("u1", "m1", "follows", "memory", "m"),
         PutRelation("u1", "m2", "follows", "memory", "m3"),
-        DeleteMemory("m3"),
+        DeleteMemory("m3", "u1"),
     )
     text_vectors = [
         PutTextVector("item", item.item_id, model, text_digest(item_text(item)), embedding(rng, dim))

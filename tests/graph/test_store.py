@@ -263,7 +263,7 @@ def test_a_purge_drops_relations_with_their_ends(store: GraphStore) -> None:
     writer = GraphWriter(store)
     fill(writer)
     relate(writer)
-    version = write(writer, DeleteMemory("m2")).version
+    version = write(writer, DeleteMemory("m2", "u1")).version
     assert [len(p.relations) for p in store.changes_since(version - 1) if p.relations] == [2]
     assert writer.purge(version) == 1 + 2
     with store._engine.connect() as connection:

@@ -225,11 +225,21 @@ def test_a_deleted_item_takes_its_vectors_along(writer: GraphWriter, store: Grap
 
 
 def test_a_deleted_memory_or_user_takes_vectors_along(writer: GraphWriter) -> None:
-    assert write(writer, of_memory("m1", 1, 1), DeleteMemory("m0")).changed == 1
+    assert write(writer, of_memory("m1", 1, 1), DeleteMemory("m0", "u0")).changed == 1
     assert rows(writer.view) == ([0, 1], [1])
     # The user and both memories that are left; vectors go with them uncounted.
     assert write(writer, PutMemory("m2", "u0", "tea"), of_memory("m2", 2, 2), DeleteUser("u0")).changed == 3
     assert rows(writer.view) == ([0, 1], [])
+
+
+def test_a_new_text_of_a_memory_takes_the_old_vector_along(writer: GraphWriter, store: GraphStore) -> None:
+    assert rows(writer.view)[1] != []
+    write(writer, PutMemory("m0", "u0", "tea", 5))  # the same text
+    assert 0 in rows(writer.view)[1]
+    assert write(writer, PutMemory("m0", "u0", "coffee")).changed == 1
+    assert 0 not in rows(writer.view)[1]
+    assert 0 in writer.view.waiting_texts("memory", "m").tolist()
+    assert_same_view(read_view(store), writer.view)
 
 
 def test_a_node_made_again_has_no_vector(writer: GraphWriter, store: GraphStore) -> None:

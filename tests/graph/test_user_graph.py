@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from graph.errors import UnknownUser
 from graph.schema import RATING_DTYPE, ChangeSet, Item, Memory, Relation, User
-from graph.user_graph import GraphEdge, GraphNode, UserGraph, user_graph
+from graph.user_graph import MAX_EDGES_PER_NODE, MAX_LABEL_CHARS, GraphEdge, GraphNode, UserGraph, user_graph
 from graph.view import GraphView
 
 
@@ -94,6 +94,17 @@ def test_a_limit_keeps_what_comes_first(view: GraphView, limit: int) -> None:
     assert graph.complete is (limit >= 9)
     kept = set(ids(graph))
     assert graph.edges == tuple(e for e in whole.edges if {e.source_id, e.target_id} <= kept)
+
+
+def test_labels_and_edges_are_bounded() -> None:
+    relations = [Relation(0, f"n{n:03}", "item", 0, 1) for n in range(90)]
+    view = make_view([Memory(0, "m0", 0, "word " * 99, 1)], relations, [])
+    graph = user_graph(view, "u0", depth=2, limit=3)
+    assert len(graph.nodes) == 3
+    assert len(graph.edges) == 3 * MAX_EDGES_PER_NODE
+    assert not graph.complete
+    assert len(graph.nodes[1].label) <= MAX_LABEL_CHARS
+    assert graph.nodes[1].label.endswith("word\u2026")
 
 
 def test_a_user_without_anything(view: GraphView) -> None:

@@ -170,12 +170,12 @@ def test_deleting_an_item_leaves_tombstones_of_its_ratings(writer: GraphWriter, 
 
 
 def test_deleting_a_rating_and_a_memory(writer: GraphWriter, store: GraphStore) -> None:
-    write(writer, DeleteRating("u0", "i0"), DeleteMemory("m0"))
+    write(writer, DeleteRating("u0", "i0"), DeleteMemory("m0", "u0"))
     assert (writer.view.num_ratings, writer.view.num_memories) == (0, 0)
     with pytest.raises(UnknownRating):
         write(writer, DeleteRating("u0", "i0"))
     with pytest.raises(UnknownMemory):
-        write(writer, DeleteMemory("m0"))
+        write(writer, DeleteMemory("m0", "u0"))
     write(writer, PutRating("u0", "i0", 1.0), PutMemory("m0", "u0", "back"))
     assert_stored(writer, store)
 
@@ -281,7 +281,7 @@ LONG = "x" * 30_000
         (DeleteRating("nope", "i0"), UnknownUser, "user_id"),
         (DeleteRating("u0", "nope"), UnknownItem, "item_id"),
         (DeleteRating("u0", "i1"), UnknownRating, None),
-        (DeleteMemory("nope"), UnknownMemory, "memory_id"),
+        (DeleteMemory("nope", "u0"), UnknownMemory, "memory_id"),
     ],
 )
 def test_refusals(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -9,8 +10,11 @@ import pytest
 import torch
 
 from graph.errors import UnknownMemory
-from graph.schema import Item
+from graph.schema import Item, Memory
+from graph.view import GraphView
+from models.graph_encoder import memory_inputs
 from models.graph_encoder.features import FeatureExtractor, HashedFeatures, TextFeatures
+from models.graph_encoder.item_features import ItemFeatures
 from models.graph_encoder.parameters import EdgeWeights
 from models.graph_encoder.sage import SageState
 from models.graph_encoder.sage_parameters import SageParameters
@@ -322,6 +326,31 @@ def owners(writer: Writer) -> dict[int, object]:
 
 def touched(before: dict[int, object], after: dict[int, object], writer: Writer) -> set[int]:
     return {row for row in range(writer.next_user) if before.get(row) != after.get(row)}
+
+
+def test_texts_of_memories_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = random_graph(5)
+    state = SageState(make_parameters(), TEXT, writer.view)
+    read: list[int] = []
+    features = memory_inputs._features
+
+    def counted(extractor: FeatureExtractor, view: GraphView, memories: Sequence[Memory]) -> ItemFeatures:
+        read.append(len(memories))
+        return features(extractor, view, memories)
+
+    monkeypatch.setattr(memory_inputs, "_features", counted)
+    rows = sorted({memory.user_row for memory in writer.memories.values()})
+    first = state.user_vectors(rows)
+    assert sum(read) >= len(writer.memories)
+    read.clear()
+    np.testing.assert_array_equal(state.user_vectors(rows), first)
+    assert read == []
+    bounded = memory_inputs.MemoryTexts(make_parameters(), TEXT, max_kept=2)
+    memories = list(writer.memories.values())
+    whole = memory_inputs.MemoryTexts(make_parameters(), TEXT).x(writer.view, memories)
+    for _ in range(2):
+        np.testing.assert_allclose(bounded.x(writer.view, memories), whole, rtol=1e-5, atol=1e-6)
+        assert len(bounded._kept) == 2
 
 
 def test_private_writes_of_one_user_move_that_user() -> None:

@@ -258,12 +258,15 @@ class FakeBackend(FakeGeneration, FakeMemories):
         self.cached -= dropped
         return len(dropped)
 
-    async def node_embedding(self, node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
+    async def node_embedding(
+        self, node_id: str, kind: str | None, owner: str | None, min_version: int
+    ) -> NodeEmbedding:
         version = self._read(min_version, node_id)
         if kind is None and node_id in self.known_users and node_id in self.known_items:
             raise InvalidInput("a user and an item have this id: say kind", param="kind")
         if kind == "memory":
-            self._memory(None, node_id)
+            self._user(str(owner))
+            self._memory(owner, node_id)
             return NodeEmbedding(node_id, kind, np.array([1.5, 0.0], np.float32), ENCODER, version)
         found = "user" if node_id in self.known_users and kind != "item" else "item"
         if found == "item":

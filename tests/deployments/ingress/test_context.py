@@ -153,7 +153,6 @@ async def test_who_gets_none(known: httpx.AsyncClient, backend: FakeBackend, rou
         (None, {}, False),
         (None, {"use_context": False}, False),
         ("ada", {"use_context": False}, False),
-        ("ada", {"use_context": False, "max_context_tokens": 5}, False),
         ("ada", {"use_context": None}, True),
         ("ada", {"use_context": True}, True),
     ):
@@ -163,6 +162,13 @@ async def test_who_gets_none(known: httpx.AsyncClient, backend: FakeBackend, rou
         context = (found["weft"] if is_chat else found)["context"]
         assert (context is not None) is (backend.generated[-1].context is not None) is expected
     assert len(backend.asked_context) == 2
+
+
+@pytest.mark.parametrize("option", [{"max_context_tokens": 5}, {"explain_item": "i1"}])
+async def test_options_of_a_context_that_is_refused(known: httpx.AsyncClient, option: dict) -> None:
+    body = {"user_id": "ada", "messages": TURNS, "use_context": False} | option
+    error = error_of(await known.post("/v1/generate", json=body), 422, "invalid_input")
+    assert error["param"] == next(iter(option))
 
 
 async def test_a_text_to_continue_has_none(known: httpx.AsyncClient, backend: FakeBackend) -> None:
@@ -179,7 +185,7 @@ async def test_settings_decide_for_who_does_not_say(backend: FakeBackend) -> Non
         await http.post("/v1/users/ada/memories", json={"text": "a"})
         for options, expected in (
             ({}, 0),
-            ({"max_context_tokens": 9}, 0),
+            ({"max_context_tokens": 9}, 9),
             ({"use_context": True}, 7),
             ({"explain_item": "i0"}, 7),
             ({"use_context": True, "max_context_tokens": 9}, 9),
@@ -249,6 +255,30 @@ async def test_a_chat_goes_on_without(
     assert "rain" not in caplog.text
     streamed = events_of((await known.post(route, json=body | {"stream": True})).text)[0]
     assert streamed.get("weft", streamed.get("started"))["context"] == context
+
+
+async def test_a_version_that_is_not_there_yet(known: httpx.AsyncClient, backend: FakeBackend) -> None:
+    """The client's own is waited for; without one, what was there before is told, and that it is old."""
+    body = {"user_id": "ada", "messages": TURNS}
+    lines = backend.context_lines
+    asked: list[int] = []
+
+    async def lagging(user_id: str, query: str, min_version: int, explain_item: str | None = None) -> object:
+        asked.append(min_version)
+        if min_version:
+            raise NotYet("not yet")
+        return await lines(user_id, query, min_version, explain_item)
+
+    backend.context_lines = lagging  # type: ignore[method-assign,assignment]
+    response = await known.post("/v1/generate", json=body)
+    assert response.status_code == 200
+    context = response.json()["context"]
+    assert (context["missing"], context["sources"]) == (["writes"], SOURCES)
+    assert len(asked) == 2 and asked[0] > asked[1] == 0
+    version = (await known.post("/v1/ratings", json={"user_id": "ada", "item_id": "i1", "value": 4.0})).json()
+    header = {"x-weft-min-version": version["version"]}
+    response = await known.post("/v1/generate", json=body, headers=header)
+    assert error_of(response)["code"] == "not_yet"
 
 
 async def test_parts_and_users_that_are_missing(known: httpx.AsyncClient, backend: FakeBackend) -> None:

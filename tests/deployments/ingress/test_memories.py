@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 
 import httpx
-import numpy as np
 import pytest
 
 from deployments.ingress import memory_schemas, schemas
-from deployments.messages import NodeEmbedding
 from graph.schema import (
     MAX_RELATION_CHARS,
     MAX_SOURCE_CHARS,
@@ -451,6 +449,14 @@ async def test_a_user_reaches_nothing_of_another(known: httpx.AsyncClient, backe
         assert {operation.user_id for operation in request.operations} == {"bob"}
 
 
+async def test_one_id_twice_in_a_request(known: httpx.AsyncClient, backend: FakeBackend) -> None:
+    body = {"memories": [{"memory_id": "m", "text": "a"}, {"memory_id": "m", "text": "b"}]}
+    written = len(backend.writes)
+    error = error_of(await known.post("/v1/users/ada/memories", json=body), 422, "invalid_input")
+    assert error["param"] == "memories"
+    assert len(backend.writes) == written
+
+
 async def test_vectors_of_memories(known: httpx.AsyncClient, backend: FakeBackend) -> None:
     path = "/v1/nodes/m0/embedding"
     found = (await known.get(f"{path}?kind=memory&user_id=ada")).json()
@@ -462,12 +468,6 @@ async def test_vectors_of_memories(known: httpx.AsyncClient, backend: FakeBacken
     error_of(await known.get(path), 404, "unknown_item")
     for query in ("kind=memory", "user_id=ada", "kind=item&user_id=ada"):
         assert error_of(await known.get(f"{path}?{query}"), 422, "invalid_input")["param"] == "user_id"
-
-    async def whatever(node_id: str, kind: str | None, min_version: int) -> NodeEmbedding:
-        return NodeEmbedding(node_id, "memory", np.zeros(2, np.float32), "e", 8)
-
-    backend.node_embedding = whatever  # also one that looks among memories unasked
-    error_of(await known.get(path), 404, "not_found")
 
 
 async def test_writes_are_waited_for(http: httpx.AsyncClient, backend: FakeBackend) -> None:

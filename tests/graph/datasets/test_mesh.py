@@ -14,7 +14,7 @@ from graph.datasets import MeshDataset, Records, Rejects, run_import
 from graph.datasets.json_file import JsonFile
 from graph.datasets.mesh import memory_id
 from graph.errors import InvalidInput
-from graph.schema import PutItem, PutMemory, PutRelation, WriteRequest, is_id
+from graph.schema import MAX_RELATIONS, PutItem, PutMemory, PutRelation, WriteRequest, is_id
 from graph.writer import GraphWriter
 from tests.graph.plain_model import model_of, open_store, write
 
@@ -55,6 +55,27 @@ def load(path: Path) -> tuple[Records, Rejects]:
 
 def reasons(path: Path) -> list[str]:
     return [reject.reason.partition(":")[0] for reject in load(path)[1].examples]
+
+
+def test_an_id_of_another_users_memory_is_rejected_with_its_edges(tmp_path: Path) -> None:
+    nodes = [{"id": "n1", "text": "mine"}, {"id": "n2", "text": "mine, too"}]
+    path = folder(tmp_path, ada={"nodes": nodes, "edges": [{"from": "n2", "to": "n1"}]})
+    rejects = Rejects()
+    owners = {"ada.n1": "eve", "ada.n2": "ada"}
+    records = MeshDataset(path, FILMS, owners).load(rejects)
+    assert [memory.memory_id for memory in records.memories] == ["ada.n2"]
+    assert records.relations == []
+    assert [reject.reason.partition(":")[0] for reject in rejects.examples] == ["taken id", "unknown node"]
+
+
+def test_a_node_with_too_many_edges(tmp_path: Path) -> None:
+    nodes = [{"id": "me", "text": "I"}, {"id": "tea", "text": "tea"}]
+    edges = [{"from": "me", "to": "tea", "name": f"n{n}"} for n in range(MAX_RELATIONS)]
+    edges += [edges[0], {"from": "me", "to": "tea", "name": "more"}, {"from": "tea", "to": "me"}]
+    path = folder(tmp_path, ada={"nodes": nodes, "edges": edges})
+    records, rejects = load(path)
+    assert len(records.relations) == MAX_RELATIONS + 1
+    assert [reject.reason[:9] for reject in rejects.examples] == ["bad edge:"]
 
 
 def test_the_documented_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from graph.context_lines import ContextLine, one_line, render
 from graph.errors import InvalidInput
 from models.language_model.engine import Engine, EngineLimits
 from models.language_model.prefix_cache import PrefixCache
-from models.language_model.prompt import encode_prompt, room_for_context
+from models.language_model.prompt import count_tokens, encode_prompt, room_for_context
 from models.language_model.prompt_context import with_system_context, with_user_context
 from models.language_model.protocol import GenerationRequest, Message, Sampling
 from tests.models.language_model.test_prompt import (
@@ -61,6 +61,16 @@ def test_without_a_system_prompt_it_is_the_system_message(name: str) -> None:
     found = encode_prompt(tokenizer, asked, context)
     assert list(found.tokens) == rendered(tokenizer, talk(("system", context), *[("user", "which loom?")]))
     assert found.shared_tokens == 0
+
+
+@pytest.mark.parametrize("name", CHAT_LIKE)
+def test_a_context_counts_as_what_it_takes_in_the_prompt(name: str) -> None:
+    tokenizer, asked = CHAT_LIKE[name], talk(("user", "which loom?"))
+    context = known("I weave at night")
+    hostile = known("I weave at night", *(attack * 9 for attack in ATTACKS))
+    lengths = [len(encode_prompt(tokenizer, asked, text).tokens) for text in (context, hostile)]
+    counts = [count_tokens(tokenizer, text) for text in (context, hostile)]
+    assert lengths[1] - lengths[0] == counts[1] - counts[0] > 100
 
 
 def test_lines_without_a_template() -> None:

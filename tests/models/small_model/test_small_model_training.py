@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,38 @@ def test_a_toy_is_trained_and_opens(tmp_path: Path) -> None:
     assert base.eos_token_ids == {END}
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
+
+
+def test_workers_end_with_a_training_that_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "models.small_model", "--tiny", "--workers", "2", "--out", str(tmp_path)]
+    training = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert training.stderr is not None
+    try:
+        # The first report comes after a step of both.
+        next(line for line in training.stderr if " step " in line)
+        workers = [
+            int(pid) for pid in Path(f"/proc/{training.pid}/task/{training.pid}/children").read_text().split()
+        ]
+        commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in workers}
+        assert any("spawn_main" in command for command in commands.values())
+    finally:
+        training.kill()
+        training.wait()
+        training.stderr.close()
+    deadline = time.monotonic() + 30
+    while any(_runs(pid, command) for pid, command in commands.items()):
+        assert time.monotonic() < deadline, "a worker waits for a process that is gone"
+        time.sleep(0.05)
+
+
+def _runs(pid: int, command: str) -> bool:
+    """Whether the process that had the id then has it now: zombies have no command."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text() == command
+    except OSError:
+        return False
 
 
 def test_the_folders_are_known_without_anything_heavy() -> None:
