@@ -60,7 +60,7 @@ def main() -> None:
         styles = train_styles(
             base,
             options.out / "styles",
-            count=20 if options.tiny else 600,
+            count=20 if options.tiny else 2_400,
             seed=recipe.seed,
             on_progress=tell_style,
         )

@@ -9,9 +9,10 @@ from pathlib import Path
 from models.adapter_training import AdapterProgress, Example, TrainedAdapter, train_adapter
 from models.small_model.answers import STYLES, Style
 from models.small_model.conversations import make_conversation
-from models.small_model.words import TRAINING
+from models.small_model.words import STRANGE_SHARE, TRAINING
 
 RANK, ALPHA = 8, 16
+LEARNING_RATE = 0.004
 FIRST_ANSWERS = 0.7
 
 
@@ -22,7 +23,8 @@ def style_examples(style: Style, count: int, seed: int) -> list[Example]:
     for _ in range(count):
         # Mostly the first answer: behind one that is in the style already, copying it is enough.
         turns = 1 if rng.random() < FIRST_ANSWERS else 2
-        *prompt, answer = make_conversation(rng, TRAINING, max_lines=20, max_turns=turns).messages(style)
+        words = TRAINING.estranged(rng) if rng.random() < STRANGE_SHARE else TRAINING
+        *prompt, answer = make_conversation(rng, words, max_lines=20, max_turns=turns).messages(style)
         found.append(Example(tuple(prompt), answer.content))
     return found
 
@@ -31,7 +33,7 @@ def train_styles(
     base: Path,
     out: Path,
     *,
-    count: int = 600,
+    count: int = 2_400,
     seed: int = 20,
     styles: Mapping[str, Style] = STYLES,
     on_progress: Callable[[str, AdapterProgress], None] = lambda style, progress: None,
@@ -46,6 +48,7 @@ def train_styles(
             rank=RANK,
             alpha=ALPHA,
             epochs=1,
+            learning_rate=LEARNING_RATE,
             seed=seed,
             on_progress=lambda progress, name=name: on_progress(name, progress),  # type: ignore[misc]
         )

@@ -24,7 +24,7 @@ from models.small_model.batches import Batch, Batcher, Row, encode_conversations
 from models.small_model.conversations import Conversation, make_conversation
 from models.small_model.copying import prepare_copying
 from models.small_model.tokenizer import END, PAD, SYNONYMS, train_tokenizer
-from models.small_model.words import TRAINING, Words
+from models.small_model.words import STRANGE_SHARE, TRAINING, Words
 
 Progress: TypeAlias = Callable[[str], None]
 
@@ -57,8 +57,7 @@ class Recipe:
     weight_decay: float = 0.05
     held_out: int = 120
     """Conversations that measure on the way."""
-    strange_share: float = 0.5
-    """Of the conversations: with words that are in no list (`Words.estranged`)."""
+    strange_share: float = STRANGE_SHARE
     tokenizer_conversations: int = 12_000
     rows_at_once: int = 2_000
     precision: Precision = "auto"

@@ -63,6 +63,8 @@ class Words:
         return replace(self, verbs=verbs, **dict(zip(names, changed, strict=True)))
 
 
+STRANGE_SHARE = 0.5
+"""Of the conversations that are trained on: with words that are in no list."""
 _ODD_WORDS = 24
 _LETTERS = "eeeeaaaiiiooouurrrtttnnnssslllccddppmmhhggbbffyywwkvxzjq"
 

@@ -74,6 +74,19 @@ def test_second_person(said: str, told: str) -> None:
     assert second_person(said) == told
 
 
+def test_estranged_words_are_in_no_list_and_serve_as_well() -> None:
+    rng, fields = random.Random(3), ("adjectives", "nouns", "names", "places", "things")
+    known = {word.casefold() for name in fields for word in getattr(TRAINING, name)}
+    found = [word for _ in range(20) for name in fields for word in getattr(TRAINING.estranged(rng), name)]
+    assert sum(word.casefold() in known for word in found) < 0.1 * len(found)
+    assert len(set(found)) > 0.9 * len(found)
+    for _ in range(100):
+        conversation = make_conversation(rng, TRAINING.estranged(rng))
+        for turn in conversation.turns:
+            known_text = f"{conversation.system}\n{turn.question}".casefold()
+            assert all(name.casefold() in known_text for name in turn.named)
+
+
 def test_held_out_words_are_held_out() -> None:
     fields = ("adjectives", "nouns", "verbs", "names", "surnames", "places", "things", "foreign")
     known, kept = (
