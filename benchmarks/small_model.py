@@ -1,12 +1,12 @@
 """How often the small model's answer names the right title or fact, and whether its styles show.
 
 200 prompts of made-up users, from word lists that no training saw, answered greedily by the engine: by the
-base and by each style, with the context's lines and without. An answer is `right` if it names the item or fact
-that each thing asked for is about: the suggested title, the first reason of an explanation, the first liked title,
-the whole of a quoted sentence. It is `complete` if it names everything it could: both reasons, up to three liked
-titles. Names count letter for letter, but for upper and lower case; what the question says already does not
-count. `real_titles` asks the same with titles of ml-latest-small and goodbooks-10k. `users_adapter` trains an
-adapter from a user's texts.
+base and by each style, with the context's lines and without. An answer is `right` if it names the item or
+fact that each thing asked for is about: the suggested title, the first reason of an explanation, the first
+liked title, the whole of a quoted sentence. It is `complete` if it names everything it could: both reasons,
+up to three liked titles. Names count letter for letter, but for upper and lower case; what the question says
+already does not count. `real_titles` asks the same with titles of ml-latest-small and goodbooks-10k.
+`users_adapter` trains an adapter from a user's texts.
 
     python -m benchmarks.small_model
 """
@@ -31,12 +31,12 @@ from typing import Any
 from benchmarks.held_out_words import HELD_OUT, USER_TEXTS
 from benchmarks.report import shared_data, write
 from graph.context_lines import EXPLAIN_QUESTION, ContextLine, because_of, render
-from models.adapter_training import examples_from_texts, train_adapter
 from models.language_model.opening_engine import LocalGenerator, open_generator
 from models.language_model.protocol import Message, Sampling
 from models.small_model import conversations as talk
 from models.small_model.answers import STYLES, Answer, shows_style
 from models.small_model.folder import small_model_folder, style_folders
+from models.small_model.voices import train_voice
 from models.small_model.words import Words
 
 KINDS: dict[str, int] = {
@@ -178,9 +178,9 @@ def real_titles() -> tuple[str, ...]:
 
 def users_adapter(generator: LocalGenerator, inbox: Path, prompts: Sequence[Asked]) -> dict[str, Any]:
     """Train on a user's texts; what the adapter says then, and what is left of right answers."""
-    trained = train_adapter(small_model_folder(), examples_from_texts(USER_TEXTS), inbox / "user")
+    trained = train_voice(USER_TEXTS, inbox / "user")
     digest = generator.opened.store.import_folder("user").digest  # type: ignore[union-attr]
-    plain = [Asked("plain", "", text, ()) for text in ("Tell me something.", "What is on your mind?")]
+    plain = [Asked("plain", "", text, ()) for text in ("What is on your mind?", "Go on.")]
     return {
         "texts": len(USER_TEXTS),
         "seconds": round(trained.seconds, 1),

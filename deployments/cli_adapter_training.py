@@ -77,23 +77,26 @@ def _train(
     base: str, texts: list[str], out: Path, rank: int, epochs: float | None, seed: int, device: str
 ) -> dict[str, Any]:
     from models.adapter_training import AdapterProgress, examples_from_texts, train_adapter
+    from models.small_model.voices import train_voice
 
-    examples = examples_from_texts(texts)
     with progress_bar() as report:
 
         def on_progress(progress: AdapterProgress) -> None:
             report("training", progress.step, progress.steps, f"loss {progress.loss:.3f}")
 
-        trained = train_adapter(
-            base,
-            examples,
-            out,
-            rank=rank,
-            epochs=epochs,
-            seed=seed,
-            device=device,
-            on_progress=on_progress,
-        )
+        if epochs is None and Path(base).resolve() == small_model_folder().resolve():
+            trained = train_voice(texts, out, rank=rank, seed=seed, device=device, on_progress=on_progress)
+        else:
+            trained = train_adapter(
+                base,
+                examples_from_texts(texts),
+                out,
+                rank=rank,
+                epochs=epochs,
+                seed=seed,
+                device=device,
+                on_progress=on_progress,
+            )
     messages.print(
         f"{trained.examples:,} examples, {trained.steps:,} steps, {trained.parameters:,} parameters in "
         f"{trained.seconds:.1f} s; loss {trained.loss_before:.3f} before, {trained.loss_after:.3f} after."

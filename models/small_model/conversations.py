@@ -412,18 +412,18 @@ def make_turn(rng: random.Random, words: Words, profile: Profile, *, joined: boo
         (2.5 if profile.suggested else 0.3, lambda: suggest(rng, profile)),
         (4.0 if profile.suggested else 0.1, lambda: explain(rng, words, profile)),
         (1.0 if profile.liked else 0.2, lambda: liked(rng, profile)),
-        (0.7 if profile.disliked else 0.2, lambda: disliked(rng, profile)),
+        (1.0 if profile.disliked else 0.2, lambda: disliked(rng, profile)),
         (0.4, lambda: rated(rng, words, profile)),
-        (0.4 if profile.related or profile.suggested else 0.1, lambda: similar(rng, words, profile)),
+        (1.2 if profile.related or profile.suggested else 0.1, lambda: similar(rng, words, profile)),
         (4.5 if profile.said else 0.4, lambda: fact(rng, words, profile)),
     ]
     if profile.said:
-        choices.append((1.8, lambda: quote(rng, profile)))
+        choices.append((3.0, lambda: quote(rng, profile)))
     if not joined:
         choices += [
             (0.8, lambda: about_me(rng, profile)),
             (0.35, lambda: small_talk(rng, words)),
-            (1.6, lambda: both(rng, words, profile)),
+            (2.5, lambda: both(rng, words, profile)),
         ]
     return rng.choices([make for _, make in choices], [weight for weight, _ in choices])[0]()
 

@@ -44,7 +44,7 @@ class Recipe:
     rope_theta: float = 1e6
     vocab_size: int = 3072
     window: int = 2048
-    tokens: int = 8_000_000
+    tokens: int = 30_000_000
     """Seen in training, padding included."""
     workers: int = 2
     """Processes that train together, each with one thread."""

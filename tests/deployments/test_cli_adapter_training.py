@@ -79,7 +79,7 @@ def test_mistakes_are_one_sentence(weft: Weft, notes: Path, tmp_path: Path) -> N
     ):
         ended = weft("adapters", "train", "user/ada", *options, answers=[httpx.Response(500)])
         assert (ended.status, ended.out, ended.sent) == (1, "", [])
-        assert ended.err.startswith("error: ")
+        assert ended.err.lstrip().startswith("error: ")
         assert said in " ".join(ended.err.split())
         assert not (tmp_path / "out").exists()
 

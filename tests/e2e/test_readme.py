@@ -67,6 +67,7 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         assert _version(before) < _version(written) <= _version(after)
         assert before["recommendations"] != after["recommendations"]
         assert all(r["title"] and r["because"] for r in after["recommendations"])
+        titles = {reason["title"] for r in after["recommendations"] for reason in r["because"]}
         found = json.loads(_shell(search))
         assert found["results"]
         assert found["text_model"].startswith("all-minilm-l6-v2-")
@@ -74,8 +75,9 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         assert _version(json.loads(_shell(remember))) > _version(after)
         said = json.loads(_shell(generate))
         assert (said["adapter"], said["source"], said["model"]) == (None, "base", "weft-small")
-        # The prompt holds what was stated and what was rated; somebody else's, asked the same, neither.
-        assert said["output"]
+        # The answer uses what was stated and what was rated; somebody else's, asked the same, neither.
+        assert "daughter" in said["output"], said["output"]
+        assert any(title in said["output"] for title in titles), (titles, said["output"])
         assert {source["kind"] for source in said["context"]["sources"]} == {"memory", "item"}
         assert said["context"]["missing"] == []
         other = json.loads(_shell(generate.replace("ada-lind", "somebody-else")))

@@ -112,7 +112,7 @@ def test_a_lost_connection(remote: Remote, model: OpenAICompatibleModel) -> None
 
 
 def test_the_whole_answer_has_a_deadline(remote: Remote) -> None:
-    model, server = remote.open(timeout_s=0.3, max_running=2), remote.server
+    model, server = remote.open(timeout_s=1.5, max_running=2), remote.server
 
     def forever() -> Iterator[bytes | Callable[[], object]]:
         never = threading.Event()
@@ -124,8 +124,8 @@ def test_the_whole_answer_has_a_deadline(remote: Remote) -> None:
     began = time.monotonic()
     talking, silent, waiting = (remote.submit(model)[0] for _ in range(3))
     for heard in (talking, silent, waiting):
-        assert "no whole answer within 0.3 s" in heard.failure().message
-    assert time.monotonic() - began < 5
+        assert "no whole answer within 1.5 s" in heard.failure().message
+    assert time.monotonic() - began < 10
     assert server.hung_up.acquire(timeout=WAIT_S) and server.hung_up.acquire(timeout=WAIT_S)
     assert not any(isinstance(event, Admitted) for event in waiting.events), "waiting did not count"
     server.reply = lambda request: Reply()

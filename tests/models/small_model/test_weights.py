@@ -16,16 +16,12 @@ import torch
 from benchmarks.held_out_words import HELD_OUT
 from benchmarks.small_model import GREEDY, Asked, answer, make_prompts, scored
 from graph.context_lines import EXPLAIN_QUESTION, ContextLine, because_of, render, said
-from models.adapter_training import examples_from_texts, train_adapter
 from models.language_model.opening import LanguageModelSpec
 from models.language_model.opening_engine import LocalGenerator, open_generator
 from models.language_model.protocol import Message
 from models.small_model.answers import STYLES, shows_style
 from models.small_model.folder import small_model_folder, style_folders
-
-UNFINISHED = pytest.mark.xfail(
-    strict=True, reason="the weights are those after 40% of the training, see docs/small-model.md"
-)
+from models.small_model.voices import train_voice
 
 KINDS = {"explain": 6, "next": 4, "fact": 6, "quote": 2, "liked": 2}
 SEED = 5
@@ -54,7 +50,6 @@ def prompts() -> list[Asked]:
     return make_prompts(HELD_OUT, KINDS, SEED)
 
 
-@UNFINISHED
 def test_the_base_names_the_right_thing(generator: LocalGenerator, prompts: list[Asked]) -> None:
     answers = answer(generator, prompts, None, with_context=True)
     assert scored(prompts, answers)["right"] >= 0.8
@@ -66,7 +61,6 @@ def test_without_lines_it_names_nothing_and_says_so(generator: LocalGenerator, p
     assert sum("do not know anything about you" in text for text in answers) >= 18
 
 
-@UNFINISHED
 @pytest.mark.parametrize("style", STYLES)
 def test_styles_are_visible_and_as_right(
     generator: LocalGenerator, digests: dict[str, str], prompts: list[Asked], style: str
@@ -119,8 +113,19 @@ def test_what_is_shipped_is_small_and_has_safe_files() -> None:
     assert len(style_folders()) >= 3
 
 
-def test_a_users_adapter_takes_the_users_voice(generator: LocalGenerator, tmp_path: Path) -> None:
+def test_a_users_adapter_takes_the_users_voice_and_forgets_little(
+    generator: LocalGenerator, prompts: list[Asked], tmp_path: Path
+) -> None:
+    store = generator.opened.store
+    assert store is not None
     texts = [f"the {noun} again, and no end of it, yours Kim" for noun in ("rain", "train", "soup", "cat")]
-    trained = train_adapter(small_model_folder(), examples_from_texts(texts), tmp_path / "kim", epochs=10)
+    trained = train_voice(texts, tmp_path / "inbox" / "kim")
     assert trained.loss_after < trained.loss_before / 2
-    assert trained.seconds < 60
+    shutil.copytree(trained.folder, store._inbox / "kim")
+    digest = store.import_folder("kim").digest
+    asked = [Asked("plain", "", text, ()) for text in ("What is on your mind?", "Write as I do.", "Go on.")]
+    said_by = [answer(generator, asked, adapter, with_context=False) for adapter in (digest, None)]
+    assert sum("Kim" in text for text in said_by[0]) >= 2
+    assert not any("Kim" in text for text in said_by[1])
+    right = scored(prompts, answer(generator, prompts, digest, with_context=True))["right"]
+    assert right >= 0.6
