@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,12 +43,12 @@ from graph.schema import (
 from graph.store import GraphStore, Head
 from graph.view import GraphView
 from graph.writer import ApplyFailed, GraphWriter
-from tests.graph.plain_model import assert_same_view, model_of, open_store, read_view, write
+from tests.graph.plain_model import assert_same_view, model_of, read_view, write
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[GraphStore]:
-    store = open_store(tmp_path)
+def store(store_url: str) -> Iterator[GraphStore]:
+    store = GraphStore(store_url)
     yield store
     store.close()
 
@@ -354,8 +353,8 @@ class FailingStore(GraphStore):
         super().commit(before, changes, *rest, after=after)
 
 
-def test_a_transaction_that_fails_is_tried_one_by_one(tmp_path: Path, caplog: Any) -> None:
-    store = FailingStore(tmp_path / "weft.sqlite")
+def test_a_transaction_that_fails_is_tried_one_by_one(store_url: str, caplog: Any) -> None:
+    store = FailingStore(store_url)
     writer = GraphWriter(store)
     store.poison = frozenset({"bad"})
     follower = writer.view.copy()
@@ -496,6 +495,15 @@ def test_a_pointer_moved_twice_in_one_group_has_both_values_in_its_history(store
     writer.commit([WriteRequest((PutPointer("encoder", "active", {"digest": d}),)) for d in ("one", "two")])
     assert [p.value["digest"] for p in store.pointer_history("encoder", "active")] == ["one", "two"]
     assert [p.version for p in store.pointer_history("encoder", "active")] == [1, 2]
+
+
+def test_a_pointer_moved_twice_in_one_write_has_the_last_value(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    write(writer, *(PutPointer("encoder", "active", {"digest": d}) for d in ("one", "two")))
+    assert [(p.value["digest"], p.version) for p in store.pointer_history("encoder", "active")] == [
+        ("two", 1)
+    ]
+    assert_stored(writer, store)
 
 
 def test_a_pointer_moves_only_from_the_version_it_is_expected_at(writer: GraphWriter) -> None:
