@@ -6,9 +6,11 @@ store's epoch. The server lets go of it when the session ends, however its proce
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
+import socket
 import threading
 import time
 from types import TracebackType
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 CHECK_S = 2.0
 """How often a holder looks whether its session is still there."""
 _POLL_S = 0.1
+_RELEASE_S = 5.0
 
 _CLASS = 0x77656674  # "weft": any number, the same in every process
 # One key for each schema: a database may hold several stores.
@@ -39,7 +42,12 @@ _HOLDER = text(
 )
 # What others see of a session is its application_name, of which a server keeps 63 bytes.
 _DESCRIBE = text("SELECT set_config('application_name', :name, false)")
-_DESCRIPTION = re.compile(r"weft pid=(?P<pid>\d+) url=(?P<url>\S+) (?P<holder>.*)")
+_DESCRIPTION = re.compile(r"weft (?P<pid>\d+)@(?P<machine>\w+) (?P<url>\S+) (?P<holder>.*)")
+
+
+def _machine() -> str:
+    """Which machine this is, in six letters."""
+    return hashlib.blake2b(socket.gethostname().encode(), digest_size=3).hexdigest()
 
 
 class PostgresLock:
@@ -51,7 +59,7 @@ class PostgresLock:
     def __init__(self, database: PostgreSQL, holder: str, url: str | None = None) -> None:
         """`holder` says what the process is; `url` is where it takes requests, if it does."""
         self._database = database
-        self._name = f"weft pid={os.getpid()} url={url or '-'} {holder}"
+        self._name = f"weft {os.getpid()}@{_machine()} {url or '-'} {holder}"
         self._engine = database.engine(poolclass=NullPool, pool_pre_ping=False)
         self._connection: Connection | None = None
         self._released = threading.Event()
@@ -71,17 +79,14 @@ class PostgresLock:
         except DBAPIError as error:
             raise self._database.refusal(error) from error
         self._connection = connection
-        self._released.clear()
         self._keeper = threading.Thread(target=self._keep, name="store-lock", daemon=True)
         self._keeper.start()
 
     def release(self) -> None:
+        """Let go, once and for all; a server that does not answer is not waited for."""
         self._released.set()
         if self._keeper is not None:
-            self._keeper.join()
-            self._keeper = None
-        self._let_go()
-        self._engine.dispose()
+            self._keeper.join(_RELEASE_S)
 
     def __enter__(self) -> PostgresLock:
         self.acquire()
@@ -122,6 +127,8 @@ class PostgresLock:
                 if self._connection is not None:
                     log.warning("the lock on the store is lost: %s", error.orig)
                 self._let_go()
+        self._let_go()
+        self._engine.dispose()
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None
@@ -132,7 +139,8 @@ class PostgresLock:
 def read_postgres_holder(database: PostgreSQL) -> dict[str, Any] | None:
     """Description of the process that holds the lock now, or None when nobody does.
 
-    Raises Unavailable when the server does not answer.
+    Without `url` when the process is on another machine: services listen on loopback, and at that address
+    another one may answer here. Raises Unavailable when the server does not answer.
     """
     engine = database.engine(poolclass=NullPool, pool_pre_ping=False)
     try:
@@ -148,8 +156,10 @@ def read_postgres_holder(database: PostgreSQL) -> dict[str, Any] | None:
     found = _DESCRIPTION.fullmatch(name)
     if found is None:  # hidden from other roles
         return {}
-    url = found["url"]
-    return {"pid": int(found["pid"]), "holder": found["holder"], "url": None if url == "-" else url}
+    pid, holder = int(found["pid"]), found["holder"]
+    if found["machine"] != _machine():
+        return {"pid": pid, "holder": f"{holder} on another machine", "url": None}
+    return {"pid": pid, "holder": holder, "url": None if found["url"] == "-" else found["url"]}
 
 
 def _session(engine: Engine) -> Connection:

@@ -366,7 +366,7 @@ class GraphStore:
         ).one()
         return Head(*row)
 
-    def _upsert(self, connection: Connection, table: Table, rows: Sequence[dict[str, object]]) -> None:
+    def _upsert(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
         if rows:
             self._backend.upsert(connection, table, rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from graph.errors import Corrupt, InvalidInput, Unavailable, WeftError
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 
 URL_RULE = (
     "allowed are sqlite:////PATH/FILE and postgresql://USER:PASSWORD@HOST/DATABASE, as SQLAlchemy writes them"
@@ -137,7 +137,7 @@ class SQLite:
         """A reader is in nobody's way."""
 
     def upsert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-        connection.execute(_sqlite_upsert(table), [dict(row) for row in rows])
+        connection.execute(_sqlite_upsert(table), list(rows))
 
     def away(self, error: DBAPIError) -> Unavailable | None:
         return None

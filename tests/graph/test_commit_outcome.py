@@ -12,11 +12,30 @@ from graph.errors import Fenced, OutcomeUnknown, Unavailable
 from graph.schema import Idempotency, Operation, PutPointer, PutUser, WriteRequest, WriteResult
 from graph.store import GraphStore
 from graph.writer import GraphWriter
-from tests.graph.breaking_proxy import BreakingProxy, breaking_proxy
+from tests.graph.breaking_proxy import Break, BreakingProxy, breaking_proxy
 from tests.graph.plain_model import assert_same_view, read_view, write
 from tests.postgres_server import postgres_schema
 
 pytestmark = pytest.mark.timeout(60)
+
+
+class Way:
+    """Where the next commit's transaction breaks: its COMMIT, not that of a read before it."""
+
+    def __init__(self, proxy: BreakingProxy, store: GraphStore) -> None:
+        self.store = store
+        self.broken, self.heal, self.let_through = proxy.broken, proxy.heal, proxy.let_through
+        self._proxy = proxy
+
+    def break_next(self, how: Break, *, then_refuse: bool = False) -> None:
+        write = self.store._write
+
+        def armed(*arguments: Any) -> None:
+            self.store._write = write  # type: ignore[method-assign]
+            write(*arguments)
+            self._proxy.break_next(how, then_refuse=then_refuse)
+
+        self.store._write = armed  # type: ignore[method-assign]
 
 
 @pytest.fixture
@@ -26,22 +45,17 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def way(url: str) -> Iterator[tuple[BreakingProxy, str]]:
-    with breaking_proxy(url) as way:
-        yield way
+def proxy(url: str) -> Iterator[Way]:
+    with breaking_proxy(url) as (proxy, there):
+        store = GraphStore(there)
+        yield Way(proxy, store)
+        store.close()
 
 
 @pytest.fixture
-def proxy(way: tuple[BreakingProxy, str]) -> BreakingProxy:
-    return way[0]
-
-
-@pytest.fixture
-def store(way: tuple[BreakingProxy, str]) -> Iterator[GraphStore]:
+def store(proxy: Way) -> GraphStore:
     """Reached through the proxy."""
-    store = GraphStore(way[1])
-    yield store
-    store.close()
+    return proxy.store
 
 
 @pytest.fixture
@@ -69,7 +83,7 @@ def keyed(*operations: Operation, key: str) -> WriteRequest:
 
 
 def test_a_commit_whose_answer_is_lost_is_acknowledged(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore
+    proxy: Way, writer: GraphWriter, observer: GraphStore
 ) -> None:
     proxy.break_next("after")
     committed = writer.commit([keyed(PutUser("a"), key="a"), keyed(PutUser("b"), key="b")])
@@ -81,7 +95,7 @@ def test_a_commit_whose_answer_is_lost_is_acknowledged(
 
 
 def test_a_commit_that_never_arrived_is_not_acknowledged(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore
+    proxy: Way, writer: GraphWriter, observer: GraphStore
 ) -> None:
     proxy.break_next("before")
     committed = writer.commit([keyed(PutUser("a"), key="a")])
@@ -95,7 +109,7 @@ def test_a_commit_that_never_arrived_is_not_acknowledged(
 
 
 def test_a_commit_that_is_still_on_its_way_is_waited_for(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore
+    proxy: Way, writer: GraphWriter, observer: GraphStore
 ) -> None:
     """The head still says no when the connection breaks, and yes a moment later."""
     proxy.break_next("late")
@@ -115,7 +129,7 @@ def test_a_commit_that_is_still_on_its_way_is_waited_for(
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_while_the_server_is_away_the_outcome_is_unknown(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore, how: Any
+    proxy: Way, writer: GraphWriter, observer: GraphStore, how: Break
 ) -> None:
     follower = writer.view.copy()
     proxy.break_next(how, then_refuse=True)
@@ -150,7 +164,7 @@ def test_while_the_server_is_away_the_outcome_is_unknown(
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("how", ["before", "after"])
 def test_the_next_write_settles_what_was_unknown(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore, how: Any
+    proxy: Way, writer: GraphWriter, observer: GraphStore, how: Break
 ) -> None:
     follower = writer.view.copy()
     proxy.break_next(how, then_refuse=True)
@@ -166,9 +180,7 @@ def test_the_next_write_settles_what_was_unknown(
 
 
 @pytest.mark.usefixtures("impatient")
-def test_after_a_takeover_nobody_can_tell(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore
-) -> None:
+def test_after_a_takeover_nobody_can_tell(proxy: Way, writer: GraphWriter, observer: GraphStore) -> None:
     proxy.break_next("before", then_refuse=True)
     assert type(writer.commit([keyed(PutUser("a"), key="a")]).outcomes[0]) is OutcomeUnknown
     # The other one's write has the version that ours would have had.
@@ -179,7 +191,7 @@ def test_after_a_takeover_nobody_can_tell(
 
 
 def test_a_record_of_a_key_alone_is_written_again(
-    proxy: BreakingProxy, writer: GraphWriter, observer: GraphStore
+    proxy: Way, writer: GraphWriter, observer: GraphStore
 ) -> None:
     """No version tells whether such a commit happened; nothing depends on it but the repetition."""
     proxy.break_next("after")

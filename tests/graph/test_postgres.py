@@ -157,8 +157,8 @@ def _waiting(url: str) -> bool:
 PAUSING = """
 import sys
 import graph.store_backends
-from graph.errors import Fenced, WeftError
-from graph.schema import PutItem, PutUser
+from graph.errors import Fenced
+from graph.schema import PutItem, PutUser, WriteRequest
 from graph.store import GraphStore
 from graph.writer import GraphWriter
 
@@ -263,6 +263,19 @@ def test_another_process_holds_the_lock_until_it_is_killed(url: str, tmp_path: P
         lock.release()
     assert holder_of(url, tmp_path) is None
     assert list(tmp_path.iterdir()) == []  # no file has a part in it
+
+
+def test_a_holder_on_another_machine_is_not_sent_to(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its address is one of loopback, where here somebody else may answer."""
+    with lock_of(url, tmp_path, "the running service", "http://127.0.0.1:8000"):
+        monkeypatch.setattr("graph.postgres_lock.socket.gethostname", lambda: "elsewhere")
+        found = holder_of(url, tmp_path)
+        assert found is not None
+        assert (found["holder"], found["url"]) == ("the running service on another machine", None)
+        with pytest.raises(StoreLocked, match="on another machine"):
+            lock_of(url, tmp_path, "me").acquire()
 
 
 def test_stores_of_one_database_are_held_apart(url: str, tmp_path: Path) -> None:

@@ -283,6 +283,7 @@ LONG = "x" * 30_000
         (DeleteMemory("nope", "u0"), UnknownMemory, "memory_id"),
     ],
 )
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # it does not get as far as the store
 def test_refusals(
     writer: GraphWriter, store: GraphStore, operation: Operation, kind: type[WeftError], param: str | None
 ) -> None:
