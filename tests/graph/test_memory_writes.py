@@ -378,6 +378,7 @@ LONG = "x" * 300
         (DeleteRelation("bo", "tea", "about", "item", "film"), UnknownMemory, "memory_id"),
     ],
 )
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # it does not get as far as the store
 def test_refusals(
     writer: GraphWriter, operation: Operation, kind: type[WeftError], param: str | None
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_vector_of_the_same_text_can_be_replaced(writer: GraphWriter) -> None:
         (of_item("i2", 1, 2, digest="Z" * 32), "text_digest"),
     ],
 )
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # it does not get as far as the store
 def test_what_can_be_no_vector_is_refused(writer: GraphWriter, wrong: PutTextVector, param: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         write(writer, of_item("i2", 5, 5), wrong)
