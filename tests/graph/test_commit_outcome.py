@@ -35,7 +35,7 @@ class Way:
             write(*arguments)
             self._proxy.break_next(how, then_refuse=then_refuse)
 
-        self.store._write = armed  # type: ignore[method-assign]
+        self.store._write = armed  # type: ignore[method-assign,assignment]
 
 
 @pytest.fixture

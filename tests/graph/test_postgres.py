@@ -101,7 +101,7 @@ def test_a_writer_waits_for_another_ones_transaction_and_is_then_fenced(url: str
         assert go_on.wait(30)
         upsert(*arguments)
 
-    store._upsert = hesitate  # type: ignore[method-assign]
+    store._upsert = hesitate  # type: ignore[method-assign,assignment]
     writing = threading.Thread(target=write, args=(writer, PutUser("in time")))
     writing.start()
     assert inside.wait(20)
