@@ -72,13 +72,16 @@ class PostgresLock:
         """
         deadline = time.monotonic() + timeout_s
         try:
-            while (connection := self._taken()) is None:
+            while not self._try():
                 if time.monotonic() >= deadline:
                     raise StoreLocked(self._occupied())
                 time.sleep(_POLL_S)
         except DBAPIError as error:
+            self._let_go()
             raise self._database.refusal(error) from error
-        self._connection = connection
+        except BaseException:
+            self._let_go()
+            raise
         self._keeper = threading.Thread(target=self._keep, name="store-lock", daemon=True)
         self._keeper.start()
 
@@ -97,18 +100,12 @@ class PostgresLock:
     ) -> None:
         self.release()
 
-    def _taken(self) -> Connection | None:
-        """A session that has the lock, or None while another one has it."""
-        connection = _session(self._engine)
-        try:
-            connection.execute(_DESCRIBE, {"name": self._name})
-            if connection.execute(_TAKE).scalar_one():
-                return connection
-        except BaseException:
-            connection.close()
-            raise
-        connection.close()
-        return None
+    def _try(self) -> bool:
+        """Whether the lock is now this session's, which is opened for it and kept."""
+        if self._connection is None:
+            self._connection = _session(self._engine)
+            self._connection.execute(_DESCRIBE, {"name": self._name})
+        return bool(self._connection.execute(_TAKE).scalar_one())
 
     def _occupied(self) -> str:
         holder = read_postgres_holder(self._database) or {}
@@ -116,16 +113,18 @@ class PostgresLock:
         return f"{self._database.location} is held by {whom} (pid {pid}): stop it, or send the write to it"
 
     def _keep(self) -> None:
+        held = True
         while not self._released.wait(CHECK_S):
             try:
-                if self._connection is None:
-                    self._connection = self._taken()
-                    log.warning("the lock on the store is %s", "back" if self._connection else "another's")
-                else:
+                if held and self._connection is not None:
                     self._connection.execute(text("SELECT 1"))
+                elif self._try():  # not as long as somebody else has it now
+                    held = True
+                    log.warning("the lock on the store is back")
             except DBAPIError as error:
-                if self._connection is not None:
+                if held:
                     log.warning("the lock on the store is lost: %s", error.orig)
+                held = False
                 self._let_go()
         self._let_go()
         self._engine.dispose()

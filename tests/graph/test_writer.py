@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -384,6 +386,33 @@ def test_a_transaction_that_fails_is_tried_one_by_one(store_url: str, caplog: An
     assert writer.commit([keyed(PutUser("bad"), key="bad")]).outcomes == (WriteResult(3, 1),)
     assert "one by one" in caplog.text
     store.close()
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_a_commit_that_breaks_off_is_looked_up(writer: GraphWriter, store: GraphStore, happens: bool) -> None:
+    dialect, write_rows = store._engine.dialect, store._write
+    do_commit = dialect.do_commit
+    error = {"sqlite": sqlite3.OperationalError, "postgresql": psycopg.OperationalError}[dialect.name]
+
+    def broken(connection: Any) -> None:
+        dialect.do_commit = do_commit  # type: ignore[method-assign]
+        if happens:
+            do_commit(connection)
+        raise error("broke off")
+
+    def armed(*arguments: Any) -> None:
+        write_rows(*arguments)
+        dialect.do_commit = broken  # type: ignore[method-assign]
+
+    store._write = armed  # type: ignore[method-assign,assignment]
+    (outcome,) = writer.commit(requests(PutUser("late"))).outcomes
+    store._write = write_rows  # type: ignore[method-assign]
+    if happens:
+        assert outcome == WriteResult(3, 1)
+    else:
+        assert isinstance(outcome, Unavailable)
+    assert_stored(writer, store)
+    assert write(writer, PutUser("later")).version == (4 if happens else 3)
 
 
 def test_no_refused_request_reaches_the_store(writer: GraphWriter, store: GraphStore) -> None:
