@@ -7,16 +7,19 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from deployments.settings import Settings
 from deployments.store_access import service_url
-from graph.lock import holder_of
+from graph.lock import holder_of, lock_of
+from graph.store import GraphStore
 from tests.faults.ledger import BackgroundWriters, BookkeepingWriter, assert_kept, head
+from tests.graph.plain_model import read_view
 from tests.postgres_server import PostgresServer, postgres_schema, postgres_server
 from tests.processes import wait_until
-from tests.service import Service, running_service
+from tests.service import Service, free_port, running_service, weft
 from tests.small_store import SmallStore, make_small_store
 
 pytestmark = pytest.mark.faults
@@ -61,6 +64,36 @@ def test_commands_find_the_service_by_the_lock_in_the_server(service: Service, s
     assert not (service.data_dir / "store.lock").exists()
     assert not (service.data_dir / "weft.sqlite").exists()
     assert service.status()["graph_state"]["store"].startswith("postgresql://postgres@127.0.0.1")
+
+
+def test_an_import_goes_through_the_running_service(service: Service, store_url: str, tmp_path: Path) -> None:
+    before, epoch = head(service), service.status()["graph_state"]["epoch"]
+    ratings = tmp_path / "ratings.csv"
+    ratings.write_text("user_id,item_id,rating\nvisitor,space-01,4\n", encoding="utf-8")
+    extra = {"WEFT_STORE__URL": store_url}
+    weft(service.data_dir, service.port, "import", "csv", "--ratings", str(ratings), extra=extra)
+    with service.client() as client:
+        assert [(r.item_id, r.value) for r in client.list_ratings("visitor").records] == [("space-01", 4.0)]
+    assert head(service) > before
+    assert service.status()["graph_state"]["epoch"] == epoch, "nobody was fenced"
+
+
+def test_a_held_store_is_one_sentence(server: PostgresServer, tmp_path: Path) -> None:
+    """The same as for SQLite, without a file in it."""
+    ratings = tmp_path / "ratings.csv"
+    ratings.write_text("user_id,item_id,rating\nada,space-01,4\n", encoding="utf-8")
+    with postgres_schema(server.url) as url:
+        make_small_store(tmp_path, url)
+        command = ("import", "csv", "--ratings", str(ratings))
+        extra = {"WEFT_STORE__URL": url}
+        with lock_of(url, tmp_path, "the test"):
+            done = weft(tmp_path, free_port(), *command, status=1, extra=extra)
+            assert f"is held by the test (pid {os.getpid()})" in done.stderr
+            assert "Traceback" not in done.stderr
+        weft(tmp_path, free_port(), *command, extra=extra)
+        store = GraphStore(url)
+        assert read_view(store).user("ada").version == store.head().version
+        store.close()
 
 
 def test_a_killed_writer_loses_nothing(service: Service, small_store: SmallStore) -> None:
