@@ -45,6 +45,7 @@ _CONNECT_ARGS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
     "application_name": "weft",
+    "client_encoding": "utf8",
 }
 
 # SQLSTATEs of a server that will take the same statement another time.
@@ -84,7 +85,10 @@ class Backend(Protocol):
         """Execution options of a connection that then begins a transaction."""
 
     def lock_schema(self, connection: Connection) -> None:
-        """Let one process at a time create or change tables, until the transaction ends."""
+        """Let one process at a time create or change tables, until the transaction ends.
+
+        Raises InvalidInput for a database that cannot hold every text.
+        """
 
     def begin_scan(self, connection: Connection) -> None:
         """Called first in a read transaction whose reader may take its time."""
@@ -177,6 +181,13 @@ class PostgreSQL:
         return {} if write else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 
     def lock_schema(self, connection: Connection) -> None:
+        encoding = connection.execute(text("SHOW server_encoding")).scalar_one()
+        if encoding != "UTF8":
+            raise InvalidInput(
+                f"the database {self.location} has the encoding {encoding}, which cannot hold every text: "
+                "create one with ENCODING 'UTF8'",
+                param="store.url",
+            )
         # CREATE TABLE IF NOT EXISTS fails when another transaction creates the same table meanwhile.
         connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.engine import make_url
 
 from graph.errors import Corrupt, Fenced, InvalidInput, StoreLocked, Unavailable
 from graph.lock import holder_of, lock_of
@@ -84,6 +86,20 @@ def test_a_database_that_is_not_there_is_invalid(name: str) -> None:
 def test_a_role_that_may_not_create_tables_is_told_so(url: str) -> None:
     with pytest.raises(Corrupt, match="no schema has been selected"):
         GraphStore(url.replace("weft_test_", "not_weft_test_"))
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_text_is_refused(url: str, encoding: str) -> None:
+    name = f"weft_test_{uuid.uuid4().hex}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}' LOCALE 'C'".encode()
+        )
+        try:
+            with pytest.raises(InvalidInput, match=f"encoding {encoding}.*UTF8"):
+                GraphStore(make_url(SERVER).set(database=name))
+        finally:
+            connection.execute(f"DROP DATABASE {name}".encode())
 
 
 # ------------------------------------------------------------------------------------------- who may write

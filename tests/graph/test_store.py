@@ -16,6 +16,7 @@ from sqlalchemy import event, inspect
 from sqlalchemy.exc import OperationalError
 
 from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
+from graph.migration import bring_up_to_date
 from graph.node_text import item_text, text_digest
 from graph.schema import (
     ALL_KINDS,
@@ -183,6 +184,40 @@ def test_a_store_from_before_text_vectors_is_brought_up_to_date(store_url: str) 
     behind.apply(ChangeSet.concatenate(list(store.changes_since(before.version))))
     assert behind.text_vectors("item", "m").rows().tolist() == [0]
     assert_same_view(behind, writer.view)
+    store.close()
+
+
+def test_an_older_store_that_many_open_at_once_is_brought_up_to_date_once(store_url: str) -> None:
+    GraphStore(store_url).close()
+    as_version_1(store_url)
+    with ThreadPoolExecutor(6) as pool:
+        stores = list(pool.map(GraphStore, [store_url] * 6))
+    for store in stores:
+        assert store.is_empty()
+        store.close()
+
+
+def test_a_migration_that_breaks_off_changes_nothing(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = GraphStore(store_url)
+    writer = GraphWriter(store)
+    fill(writer)
+    store.close()
+    as_version_1(store_url)
+
+    def power_loss(connection: Any) -> None:
+        bring_up_to_date(connection)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graph.store.bring_up_to_date", power_loss)
+    with pytest.raises(KeyboardInterrupt):
+        GraphStore(store_url)
+    engine = backend_of(store_url).engine()
+    assert "text_vectors" not in inspect(engine).get_table_names()
+    assert "source" not in {column["name"] for column in inspect(engine).get_columns("memories")}
+    engine.dispose()
+    monkeypatch.undo()
+    store = GraphStore(store_url)
+    assert_same_view(read_view(store), writer.view)
     store.close()
 
 
