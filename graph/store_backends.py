@@ -113,7 +113,7 @@ def backend_of(url: str | URL | Path) -> Backend:
         return SQLite(parsed)
     if parsed.drivername in ("postgresql", "postgresql+psycopg"):
         return PostgreSQL(parsed)
-    raise InvalidInput(f"the store's url begins with {parsed.drivername}:// : {URL_RULE}", param="store.url")
+    raise InvalidInput(f"the store's url begins with {parsed.drivername}://; {URL_RULE}", param="store.url")
 
 
 class SQLite:
