@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.graph_state import STORE_WAIT_S
 from deployments.settings import Settings
 from deployments.store_access import service_url
 from graph.lock import holder_of, lock_of
@@ -140,3 +141,28 @@ def test_a_killed_server_loses_nothing(
     assert service.writer_pid() == writer, "the writer went on, it was not replaced"
     wait_until(lambda: holder_of(str(service.store_url), service.data_dir), 10, "the lock is taken again")
     print(f"{len(writers.versions)} writes, {sum(w.repeats for w in writers.writers)} repeated")
+
+
+def test_a_writer_that_dies_while_the_server_is_away_comes_back_with_it(
+    service: Service, server: PostgresServer, small_store: SmallStore
+) -> None:
+    """For longer than its successor waits for the store: nothing restarts that one but the keeper."""
+    items = small_store.items["garden"]
+    first = head(service)
+    with BackgroundWriters(service, items, SEED + 2, number=2) as writers:
+        wait_until(lambda: writers.acknowledged > 20, 20, "writes before the outage")
+        victim = service.writer_pid()
+        server.kill()
+        os.kill(victim, signal.SIGKILL)
+        time.sleep(STORE_WAIT_S + 12)
+        fan = small_store.fans["garden"][0]
+        assert service.get(f"/v1/users/{fan}/recommendations?n=5").status_code == 200
+        server.start()
+        back = time.monotonic()
+        enough = writers.acknowledged + 20
+        wait_until(lambda: writers.acknowledged >= enough, 30, "writes after the outage")
+        print(f"writing again {time.monotonic() - back:.2f} s after the server's return")
+    assert "the graph state is gone: starting it again" in service.logs()
+    writers.check()
+    assert_kept(service, writers.writers)
+    assert writers.versions == list(range(first + 1, head(service) + 1))
