@@ -10,6 +10,7 @@ BENCHMARKS = (
     "encoder",
     "ranking",
     "store",
+    "store_backends",
     "service",
     "quality",
     "cold_start",

@@ -24,7 +24,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 from ray.serve.handle import DeploymentHandle
 
-from deployments.graph_client import RemoteGraphState
+from deployments.graph_client import RemoteGraphState, check_nodes
 from deployments.graph_encoder import GraphEncoder
 from deployments.graph_keeper import GraphKeeper
 from deployments.handles import EmbedderHandle, EncoderHandle
@@ -199,7 +199,12 @@ def _computing(num_cpus: float, num_threads: int | None = None, spin_count: int 
 
 
 def build(settings: Settings) -> Application:
-    """The application, from settings that Serve validates out of `args:` in the configuration file."""
+    """The application, from settings that Serve validates out of `args:` in the configuration file.
+
+    Raises InvalidInput for a SQLite store in a cluster of several nodes.
+    """
+    if ray.is_initialized():
+        check_nodes(settings, ray.nodes())
     keeper = GraphKeeperDeployment.options(  # type: ignore[attr-defined]
         ray_actor_options={"num_cpus": _KEEPER_CPUS}, max_ongoing_requests=100
     ).bind(settings)

@@ -114,16 +114,18 @@ def _fill_if_empty(settings: Settings, data: Path | None) -> None:
 
     store = GraphStore(settings.store_url)
     empty = store.is_empty()
+    # A file goes by the folder that a user chose.
+    where = settings.data_dir if settings.store.url is None else store.location
     store.close()
     if not empty:
         if data is not None:
             messages.print(
-                f"The store in {settings.data_dir} has data already: {data} is not imported. Choose another "
+                f"The store in {where} has data already: {data} is not imported. Choose another "
                 "WEFT_DATA_DIR for a fresh start, or use `weft import movielens`."
             )
         return
     dataset = DemoDataset() if data is None else MovieLensDataset(data)
-    messages.print(f"The store in {settings.data_dir} is empty: importing {dataset.name}.")
+    messages.print(f"The store in {where} is empty: importing {dataset.name}.")
     _import(settings, dataset, Path("rejects.csv"), strict=False, as_json=None)
 
 

@@ -125,7 +125,9 @@ class Follower:
         if store_id == self.store_id and self.version <= head:
             try:
                 changes = await self._catch_up(self.version)
-            except Unavailable:
+            except Unavailable as error:
+                log.warning("%s cannot catch up yet: %s", self.follower_id, error.message)
+                await asyncio.sleep(_RETRY_S)
                 return
             if changes is not None:
                 await self._replica.apply(changes)

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,8 +16,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayT
 import graph
 from deployments.graph_state import FollowerReport, GraphState, Outcome, Tail
 from deployments.settings import Settings
-from graph.errors import SnapshotRequired, Unavailable
+from graph.errors import InvalidInput, OutcomeUnknown, SnapshotRequired, Unavailable
 from graph.schema import ALL_KINDS, ChangeSet, Kind, Pointer, WriteRequest
+from graph.store_backends import SQLite, backend_of
 
 NAMESPACE = "weft"
 ACTOR_NAME = "graph_state"
@@ -70,7 +71,7 @@ class RemoteGraphState:
     async def write_through_restarts(self, requests: list[WriteRequest], timeout_s: float) -> list[Outcome]:
         """Like `write`, repeating while the actor is away; every request must carry an idempotency key.
 
-        Raises Unavailable after `timeout_s`.
+        Raises OutcomeUnknown after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -78,7 +79,7 @@ class RemoteGraphState:
                 return await asyncio.wait_for(self.write(requests), max(0.1, deadline - time.monotonic()))
             except (Unavailable, TimeoutError):
                 if time.monotonic() + _RETRY_S >= deadline:
-                    raise Unavailable(
+                    raise OutcomeUnknown(
                         "the graph state did not answer in time; whether the write happened is unknown: "
                         "repeat it with the same Idempotency-Key"
                     ) from None
@@ -97,6 +98,9 @@ class RemoteGraphState:
             stream = self._handle().changes_since.options(num_returns="streaming").remote(version, kinds)
             async for reference in stream:
                 yield await reference
+        except RayTaskError as error:
+            _raise_if_away(error)
+            raise
         except (ActorDiedError, ActorUnavailableError) as error:
             raise self._lost(error) from error
 
@@ -125,7 +129,8 @@ class RemoteGraphState:
     async def _call(self, method: str, *args: object) -> Any:
         try:
             return await getattr(self._handle(), method).remote(*args)
-        except RayTaskError:
+        except RayTaskError as error:
+            _raise_if_away(error)
             raise  # a defect in the actor, not its absence
         except RayError as error:
             raise self._lost(error) from error
@@ -144,6 +149,34 @@ class RemoteGraphState:
         return Unavailable(f"the graph state is restarting ({type(error).__name__})")
 
 
+def _raise_if_away(error: RayTaskError) -> None:
+    """Raise what the actor raised because its store does not answer."""
+    if isinstance(error.cause, Unavailable):
+        raise error.cause from error
+
+
+def check_nodes(settings: Settings, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InvalidInput for a SQLite store in a cluster of several nodes, as `ray.nodes()` lists them.
+
+    Wherever the graph state starts anew it would open another file, or one that two nodes lock differently.
+    """
+    alive = sum(bool(node["Alive"]) for node in nodes)
+    if alive > 1 and isinstance(backend_of(settings.store_url), SQLite):
+        raise InvalidInput(
+            f"the Ray cluster has {alive} nodes and the store is SQLite, which serves one: set "
+            "WEFT_STORE__URL to a PostgreSQL database, as in postgresql://USER:PASSWORD@HOST/DATABASE",
+            param="store.url",
+        )
+
+
+class ClusterGraphState(GraphState):
+    """The actor. Wherever Ray starts it, also for the second time, it looks whether it may run there."""
+
+    def __init__(self, settings: Settings, code_version: str = "") -> None:
+        check_nodes(settings, ray.nodes())
+        super().__init__(settings, code_version)
+
+
 def code_version() -> str:
     """Digest of the code the actor runs: a redeploy with other code must not find the old actor."""
     digest = hashlib.sha256()
@@ -160,11 +193,14 @@ def start_graph_state(settings: Settings) -> None:
 
     The only place that creates the actor. Blocks until it has recovered; raises what its start raised.
     """
-    wanted = hashlib.sha256((code_version() + settings.model_dump_json()).encode()).hexdigest()[:16]
+    check_nodes(settings, ray.nodes())
+    # The settings as JSON hide where the store is.
+    known = code_version() + settings.model_dump_json() + settings.store_url
+    wanted = hashlib.sha256(known.encode()).hexdigest()[:16]
     if _usable(wanted):
         return
     actor = (
-        ray.remote(GraphState)
+        ray.remote(ClusterGraphState)
         .options(
             name=ACTOR_NAME,
             namespace=NAMESPACE,

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import ray
 from ray._private.state import actors
+from ray.exceptions import RayError
 
 from deployments.encoder_pointers import ACTIVE, CANDIDATE, SCOPE
 from deployments.generations import load_generation
@@ -82,7 +83,11 @@ class GraphKeeper:
             ray.get_actor(ACTOR_NAME, namespace=NAMESPACE)
         except ValueError:
             log.error("the graph state is gone: starting it again")
-            start_graph_state(self._settings)
+            try:
+                start_graph_state(self._settings)
+            except (RayError, WeftError) as error:
+                # As long as its store does not answer, say; the next unanswered ping leads here again.
+                log.error("the graph state could not be started: %s", error)
 
     @staticmethod
     def _incarnation() -> tuple[str, int] | None:

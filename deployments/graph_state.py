@@ -10,17 +10,17 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.encoder_pointers import ACTIVE, CANDIDATE, digest_of
 from deployments.settings import Settings
 from graph.errors import Overloaded, SnapshotRequired, Unavailable, WeftError
-from graph.lock import StoreLock
+from graph.lock import lock_of
 from graph.schema import ALL_KINDS, ChangeSet, Kind, Pointer, WriteRequest, WriteResult
 from graph.snapshot import (
     newest_snapshot,
@@ -34,10 +34,13 @@ from graph.writer import ApplyFailed, Fenced, GraphWriter
 log = logging.getLogger(__name__)
 
 LOCK_WAIT_S = 20.0
+STORE_WAIT_S = 20.0
+_SETTLE_INTERVAL_S = 1.0
 FOLLOWER_FORGOTTEN_S = 30.0
 _APPLY_TIMEOUT_S = 5.0
 
 Outcome = WriteResult | WeftError
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,18 +81,26 @@ class GraphState:
     """Validates, commits in groups, applies, and feeds followers."""
 
     def __init__(self, settings: Settings, code_version: str = "") -> None:
-        """Take the store over and recover; raises StoreLocked while another process holds it."""
+        """Take the store over and recover.
+
+        Raises StoreLocked while another process holds it, Unavailable while it does not answer.
+        """
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         self._settings = settings
         self._limits = settings.graph_state
         self.code_version = code_version
         started = time.monotonic()
         # Never past the lock: a stopped predecessor keeps it until the watchdog has killed it.
-        self._lock = StoreLock(settings.data_dir, "the running service", settings.url)
-        self._lock.acquire(LOCK_WAIT_S)
-        self._store = GraphStore(settings.store_url)
-        remove_snapshots_after(settings.snapshot_dir, self._store.head().version)
-        self._writer = GraphWriter(self._store, newest_snapshot(settings.snapshot_dir, self._store.store_id))
+        self._lock = lock_of(settings.store_url, settings.data_dir, "the running service", settings.url)
+        _patiently(lambda: self._lock.acquire(LOCK_WAIT_S))
+        try:
+            self._store = _patiently(lambda: GraphStore(settings.store_url))
+            remove_snapshots_after(settings.snapshot_dir, self._store.head().version)
+            view = newest_snapshot(settings.snapshot_dir, self._store.store_id)
+            self._writer = GraphWriter(self._store, view)
+        except BaseException:
+            self._lock.release()
+            raise
         self.store_id = self._store.store_id
         self._snapshot_version = self._writer.head.horizon
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="graph-writer")
@@ -97,6 +108,7 @@ class GraphState:
         self._queued = 0
         self._draining: asyncio.Task[None] | None = None
         self._snapshotting: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
         self._ring: deque[ChangeSet] = deque()
         self._ring_rows = 0
         self._moved: asyncio.Event | None = None
@@ -143,10 +155,7 @@ class GraphState:
             try:
                 committed = await self._on_writer_thread(self._writer.commit, requests)
             except (Fenced, ApplyFailed) as error:
-                # Memory and disk may differ from here on. Nothing in this process can mend that; a new
-                # incarnation recovers from the store, and callers repeat with their idempotency keys.
-                log.critical("leaving: %s", error)
-                os._exit(1)
+                _leave(error)
             except Exception as error:
                 # A defect, met before anything was committed: these callers learn of it, the writer lives on.
                 log.exception("a group of %d writes could not be planned", len(requests))
@@ -162,7 +171,23 @@ class GraphState:
                 if not waiting.done.done():  # the caller may have gone away
                     waiting.done.set_result(answer)
             self._commits += 1
+        self._consider_settling()
         self._consider_snapshot()
+
+    def _consider_settling(self) -> None:
+        if self._writer.uncertain and (self._settling is None or self._settling.done()):
+            self._settling = asyncio.create_task(self._settle())
+
+    async def _settle(self) -> None:
+        """Ask until the store says what became of a commit: whoever reads it is ahead of the tail so far."""
+        while self._writer.uncertain and not self._closed:
+            await asyncio.sleep(_SETTLE_INTERVAL_S)
+            try:
+                self._publish(await self._on_writer_thread(self._writer.settle))
+            except (Fenced, ApplyFailed) as error:
+                _leave(error)
+            except (Unavailable, SQLAlchemyError) as error:
+                log.warning("a commit is still uncertain: %s", error)
 
     def _publish(self, changes: tuple[ChangeSet, ...]) -> None:
         for change in changes:
@@ -320,6 +345,8 @@ class GraphState:
         try:
             if self._draining is not None:
                 await self._draining
+            if self._settling is not None:
+                await self._settling
             if self._snapshotting is not None:
                 await self._snapshotting
             if self._head > self._snapshot_version:
@@ -329,3 +356,23 @@ class GraphState:
             self._store.close()
             self._lock.release()
         log.info("closed at version %d", self._head)
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """Repeat while the store does not answer: its server may be starting at the same time."""
+    deadline = time.monotonic() + STORE_WAIT_S
+    while True:
+        try:
+            return call()
+        except Unavailable as error:
+            if time.monotonic() >= deadline:
+                raise
+            log.warning("waiting for the store: %s", error)
+        time.sleep(0.5)
+
+
+def _leave(error: Exception) -> NoReturn:
+    # Memory and disk may differ from here on. Nothing in this process can mend that; a new incarnation
+    # recovers from the store, and callers repeat with their idempotency keys.
+    log.critical("leaving: %s", error)
+    os._exit(1)

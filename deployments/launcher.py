@@ -24,7 +24,7 @@ import httpx
 
 from deployments.settings import Settings
 from graph.errors import Conflict, Unavailable
-from graph.lock import StoreLock
+from graph.lock import lock_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -140,8 +140,8 @@ def check_port(settings: Settings) -> None:
 
 
 def check_store(settings: Settings) -> None:
-    """Raise StoreLocked, naming the holder, if another process holds the store."""
-    lock = StoreLock(settings.data_dir, "a service that starts", settings.url)
+    """Raise StoreLocked, naming the holder, if another process holds the store; Unavailable if it is away."""
+    lock = lock_of(settings.store_url, settings.data_dir, "a service that starts", settings.url)
     lock.acquire(STORE_WAIT_S)
     lock.release()
 

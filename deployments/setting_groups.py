@@ -20,6 +20,7 @@ from pydantic_settings import NoDecode
 from deployments.cache_address import check_cache_url
 from graph.errors import InvalidInput
 from graph.schema import MAX_ROWS_PER_WRITE
+from graph.store_backends import backend_of
 from models.text_encoder.opening import TextModelSpec
 
 Cpus = Annotated[float, Field(gt=0, le=64)]
@@ -66,7 +67,22 @@ class HttpSettings(Group):
 class StoreSettings(Group):
     """The durable store."""
 
-    url: str | None = Field(None, description="SQLAlchemy URL; default: weft.sqlite in the data directory.")
+    url: SecretStr | None = Field(
+        None,
+        description="sqlite:////PATH/FILE or postgresql://USER:PASSWORD@HOST/DATABASE, as SQLAlchemy writes "
+        "them; default: weft.sqlite in the data directory. More than one Ray node needs PostgreSQL.",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _of_a_store(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None or not url.get_secret_value():
+            return None
+        try:
+            backend_of(url.get_secret_value())
+        except InvalidInput as error:
+            raise ValueError(error.message) from None
+        return url
 
 
 class GraphStateSettings(Group):

@@ -97,7 +97,9 @@ class Settings(BaseSettings):
 
     @property
     def store_url(self) -> str:
-        return self.store.url or f"sqlite:///{self.data_dir / 'weft.sqlite'}"
+        """Where the graph is kept; may hold a password."""
+        url = self.store.url
+        return f"sqlite:///{self.data_dir / 'weft.sqlite'}" if url is None else url.get_secret_value()
 
     @property
     def snapshot_dir(self) -> Path:

@@ -15,7 +15,7 @@ from deployments.client_memories import MemoriesWritten, MemoryInput, RelationIn
 from deployments.encoder_pointers import ACTIVE, SCOPE, digest_of
 from deployments.settings import Settings
 from graph.errors import Conflict, WeftError
-from graph.lock import StoreLock, read_holder
+from graph.lock import holder_of, lock_of
 from graph.schema import (
     ChangeSet,
     Operation,
@@ -49,7 +49,7 @@ def open_writer(settings: Settings, command: str) -> Iterator[Write]:
         with WeftClient(url) as client:
             yield lambda request: _send(client, request)
         return
-    with StoreLock(settings.data_dir, f"the command `{command}`"):
+    with lock_of(settings.store_url, settings.data_dir, f"the command `{command}`"):
         store = GraphStore(settings.store_url)
         try:
             writer = GraphWriter(store)
@@ -60,7 +60,7 @@ def open_writer(settings: Settings, command: str) -> Iterator[Write]:
 
 def service_url(settings: Settings) -> str | None:
     """Where the service that holds the store takes requests, or None when no service holds it."""
-    holder = read_holder(settings.data_dir)
+    holder = holder_of(settings.store_url, settings.data_dir)
     return None if holder is None else holder.get("url")
 
 

@@ -23,6 +23,7 @@ allowed or what to do next; it is safe to show to a client.
     |  |- Overloaded           429
     |  |- ModelUnavailable          the language model is switched off, being opened, or cannot be opened
     |  |- OutOfMemory               the device's memory did not suffice, after everything idle was dropped
+    |  |- OutcomeUnknown            the store broke off while it committed: the write may have happened
     |  |- SnapshotRequired          the feed no longer reaches back that far
     |- Corrupt                 500  a file or row that fails its checksum or format
 """
@@ -149,6 +150,10 @@ class ModelUnavailable(Unavailable):
 
 class OutOfMemory(Unavailable):
     code = "out_of_memory"
+
+
+class OutcomeUnknown(Unavailable):
+    code = "outcome_unknown"
 
 
 class SnapshotRequired(Unavailable):

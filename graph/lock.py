@@ -1,6 +1,7 @@
 """Who holds a store: an advisory lock beside it, so that a command and a service do not write at once.
 
-The lock only makes for a clear sentence; what protects the data is the store's epoch. It is released by the
+For SQLite it is a file in the data directory; for PostgreSQL the server has it (`graph.postgres_lock`). The
+lock only makes for a clear sentence; what protects the data is the store's epoch. It is released by the
 operating system when its process ends, however it ends.
 """
 
@@ -15,6 +16,22 @@ from types import TracebackType
 from typing import IO, Any
 
 from graph.errors import StoreLocked
+from graph.postgres_lock import PostgresLock, read_postgres_holder
+from graph.store_backends import PostgreSQL, backend_of
+
+
+def lock_of(store_url: str, data_dir: Path, holder: str, url: str | None = None) -> StoreLock | PostgresLock:
+    """The lock on the store at `store_url`, not taken yet; `holder` and `url` as for StoreLock."""
+    backend = backend_of(store_url)
+    if isinstance(backend, PostgreSQL):
+        return PostgresLock(backend, holder, url)
+    return StoreLock(data_dir, holder, url)
+
+
+def holder_of(store_url: str, data_dir: Path) -> dict[str, Any] | None:
+    """Description of the process that holds the lock of that store now, or None when nobody does."""
+    backend = backend_of(store_url)
+    return read_postgres_holder(backend) if isinstance(backend, PostgreSQL) else read_holder(data_dir)
 
 
 class StoreLock:

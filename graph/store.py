@@ -1,54 +1,44 @@
-"""Durable truth: the graph in a relational database, through SQLAlchemy Core.
+"""Durable truth: the graph in SQLite or PostgreSQL, through SQLAlchemy Core.
 
 One writer at a time. `take_over` gives a writer its epoch; every commit starts by moving the head *where the
 epoch is still its own*, so a writer that was replaced while it slept cannot commit anything (fencing).
-Readers see a consistent state per read transaction.
+Readers see a consistent state per read transaction. What the two databases do differently is in
+`graph.store_backends`.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from sqlalchemy import (
-    Connection,
-    Engine,
-    Table,
-    create_engine,
-    delete,
-    event,
-    insert,
-    select,
-    tuple_,
-    update,
-)
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection, Table, delete, insert, inspect, select, tuple_, update
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from graph import tables
-from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
+from graph.errors import Corrupt, Fenced, OutcomeUnknown, SnapshotRequired, Unavailable
 from graph.migration import bring_up_to_date
 from graph.schema import (
     ALL_KINDS,
-    RATING_DTYPE,
     ChangeSet,
     Idempotency,
-    Item,
     Kind,
-    Memory,
     Pointer,
-    RatingArray,
-    Relation,
-    TextVector,
-    User,
 )
+from graph.store_backends import backend_of
+from graph.store_rows import PAGES, rows_of
+
+log = logging.getLogger(__name__)
+
+SETTLE_S = 5.0
+"""How long a commit whose connection broke asks what became of it, before it says that it does not know."""
+_SETTLE_INTERVAL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,33 +77,24 @@ class GraphStore:
         """Open the store at a SQLAlchemy URL or SQLite file path, creating its tables if there are none.
 
         A store of an older schema is brought to this version's, which older versions of Weft cannot read.
-        Raises InvalidInput for a URL that cannot be used, Corrupt for a database that is not a Weft store.
+        Raises InvalidInput for a URL that cannot be used, Corrupt for a database that is not a Weft store,
+        Unavailable for one that does not answer.
         """
-        self._url = make_url(f"sqlite:///{url}") if isinstance(url, Path) else make_url(url)
-        if self._url.get_backend_name() != "sqlite":
-            raise InvalidInput(
-                f"store url {self._url.render_as_string()!r}: only sqlite is supported by this version",
-                param="store.url",
-            )
-        if self._url.database and self._url.database != ":memory:":
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine: Engine = create_engine(self._url, connect_args={"timeout": 10})
-        event.listen(self._engine, "connect", _configure_sqlite)
-        event.listen(self._engine, "begin", _begin_sqlite)
-        self._upserts: dict[Table, object] = {}
+        self._backend = backend_of(url)
+        self._engine = self._backend.engine()
         try:
             self.store_id = self._create_or_check()
         except DatabaseError as error:
             self._engine.dispose()
-            if "locked" in str(error):
-                raise Unavailable(
-                    f"the store {self.location} is busy: another process is writing to it"
-                ) from error
-            raise Corrupt(f"{self.location} is not a database that Weft can read: {error.orig}") from error
+            raise self._backend.refusal(error) from error
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     @property
     def location(self) -> str:
-        return self._url.render_as_string(hide_password=True)
+        """The URL without its password."""
+        return self._backend.location
 
     def close(self) -> None:
         self._engine.dispose()
@@ -139,51 +120,100 @@ class GraphStore:
 
         `pointer_writes` go into the history of pointers, one row each.
 
-        Raises Fenced when another writer took over.
+        Raises Fenced when another writer took over, OutcomeUnknown when the connection broke while the
+        database committed and it has not come back since (`committed` finds out later). After any other
+        error, Unavailable and what SQLAlchemy raises, nothing was written.
         """
+        committing = False
+        try:
+            with self._transaction(write=True) as connection:
+                self._write(connection, before, changes, idempotency, pointer_writes, after)
+                committing = True
+        except (DBAPIError, Unavailable) as error:
+            if not committing or not self._happened_after_all(before, after):
+                raise
+            log.warning("the commit of version %d broke off but happened: %s", after.version, error)
+
+    def committed(self, before: Head, after: Head) -> bool:
+        """Whether a commit from `before` to `after` happened, of which its own transaction did not learn.
+
+        Waits for that transaction if the database is still at it. A commit that moves no version cannot be
+        told from one that failed, and counts as one.
+
+        Raises Unavailable while the database does not answer, and Fenced when another writer took over,
+        after which nobody can tell.
+        """
+        t = tables.meta.c
         with self._transaction(write=True) as connection:
-            moved = connection.execute(
-                update(tables.meta)
-                .where(tables.meta.c.epoch == before.epoch, tables.meta.c.head == before.version)
-                .values(
-                    head=after.version,
-                    next_user_row=after.next_user_row,
-                    next_item_row=after.next_item_row,
-                    next_memory_row=after.next_memory_row,
-                )
+            # The row's lock: the transaction in question has it until it has committed or was rolled back.
+            epoch, head = connection.execute(select(t.epoch, t.head).with_for_update()).one()
+        if epoch != before.epoch:
+            raise Fenced(
+                f"another writer took {self.location} over (epoch {epoch}, this writer's was {before.epoch}) "
+                f"before it was known whether version {after.version} had been written"
             )
-            if moved.rowcount != 1:
-                raise Fenced(
-                    f"another writer holds {self.location} (epoch {self._head(connection).epoch}, "
-                    f"this writer's was {before.epoch}); nothing was written"
-                )
-            self._upsert(connection, tables.users, [_values(u) for u in changes.users])
-            self._upsert(connection, tables.items, [_values(i) for i in changes.items])
-            self._upsert(connection, tables.memories, [_values(m) for m in changes.memories])
-            self._upsert(connection, tables.relations, [_values(r) for r in changes.relations])
-            self._upsert(connection, tables.pointers, [_values(p) for p in changes.pointers])
-            self._upsert(connection, tables.ratings, _rating_values(changes.ratings))
-            self._upsert(connection, tables.text_vectors, [_values(v) for v in changes.text_vectors])
-            now = time.time()
-            history = [
-                {"version": p.version, "scope": p.scope, "name": p.name, "value": p.value, "written_at": now}
-                for p in pointer_writes
-            ]
-            self._upsert(connection, tables.pointer_history, history)
-            records = [
-                {
-                    "scope": r.key.scope,
-                    "key": r.key.key,
-                    "digest": r.key.digest,
-                    "version": r.version,
-                    "changed": r.changed,
-                    "expires_at": r.expires_at,
-                }
-                for r in idempotency
-            ]
-            self._upsert(connection, tables.idempotency, records)
-            if records:
-                self._forget_expired(connection, 2 * len(records) + 10)
+        return bool(head == after.version != before.version)
+
+    def _happened_after_all(self, before: Head, after: Head) -> bool:
+        deadline = time.monotonic() + SETTLE_S
+        while True:
+            try:
+                return self.committed(before, after)
+            except Unavailable as error:
+                if time.monotonic() >= deadline:
+                    raise OutcomeUnknown(
+                        f"the store {self.location} broke off while it committed and does not answer: "
+                        "whether the write happened is unknown; repeat it with the same Idempotency-Key"
+                    ) from error
+            time.sleep(_SETTLE_INTERVAL_S)
+
+    def _write(
+        self,
+        connection: Connection,
+        before: Head,
+        changes: ChangeSet,
+        idempotency: Sequence[IdempotencyRecord],
+        pointer_writes: Sequence[Pointer],
+        after: Head,
+    ) -> None:
+        """The statements of a commit, the fence first."""
+        moved = connection.execute(
+            update(tables.meta)
+            .where(tables.meta.c.epoch == before.epoch, tables.meta.c.head == before.version)
+            .values(
+                head=after.version,
+                next_user_row=after.next_user_row,
+                next_item_row=after.next_item_row,
+                next_memory_row=after.next_memory_row,
+            )
+        )
+        if moved.rowcount != 1:
+            raise Fenced(
+                f"another writer holds {self.location} (epoch {self._head(connection).epoch}, "
+                f"this writer's was {before.epoch}); nothing was written"
+            )
+        for table, rows in rows_of(changes):
+            self._upsert(connection, table, rows)
+        now = time.time()
+        history = [
+            {"version": p.version, "scope": p.scope, "name": p.name, "value": p.value, "written_at": now}
+            for p in pointer_writes
+        ]
+        self._upsert(connection, tables.pointer_history, history)
+        records = [
+            {
+                "scope": r.key.scope,
+                "key": r.key.key,
+                "digest": r.key.digest,
+                "version": r.version,
+                "changed": r.changed,
+                "expires_at": r.expires_at,
+            }
+            for r in idempotency
+        ]
+        self._upsert(connection, tables.idempotency, records)
+        if records:
+            self._forget_expired(connection, 2 * len(records) + 10)
 
     def purge(self, epoch: int, upto: int) -> int:
         """Drop tombstones of versions up to `upto` and expired idempotency keys; returns rows dropped.
@@ -250,33 +280,21 @@ class GraphStore:
 
         Rows hold latest states only, so a page in the middle is no state the graph ever had: apply all pages,
         then publish the `to_version` of the last, the head that was read. The last page may be empty.
-        Version 0 asks for the whole graph. Raises SnapshotRequired when tombstones after `version` are gone.
+        Version 0 asks for the whole graph. Raises SnapshotRequired when tombstones after `version` are gone,
+        Unavailable when the database is away.
         """
         with self._transaction() as connection:
+            self._backend.begin_scan(connection)
             head = self._head(connection)
             if 0 < version < head.horizon:
                 raise SnapshotRequired(
                     f"the feed reaches back to {head.horizon}, not to {version}: start from a snapshot"
                 )
             span = (version, head.version)
-            if "user" in kinds:
-                for rows in self._rows_since(connection, tables.users, version, page_rows):
-                    yield ChangeSet(*span, users=[User(*r) for r in rows])
-            if "item" in kinds:
-                for rows in self._rows_since(connection, tables.items, version, page_rows):
-                    yield ChangeSet(*span, items=[_item(r) for r in rows])
-            if "rating" in kinds:
-                for rows in self._rows_since(connection, tables.ratings, version, page_rows):
-                    yield ChangeSet(*span, ratings=np.array([tuple(r) for r in rows], RATING_DTYPE))
-            if "memory" in kinds:
-                for rows in self._rows_since(connection, tables.memories, version, page_rows):
-                    yield ChangeSet(*span, memories=[Memory(*r) for r in rows])
-            if "relation" in kinds:
-                for rows in self._rows_since(connection, tables.relations, version, page_rows):
-                    yield ChangeSet(*span, relations=[Relation(*r) for r in rows])
-            if "text_vector" in kinds:
-                for rows in self._rows_since(connection, tables.text_vectors, version, page_rows):
-                    yield ChangeSet(*span, text_vectors=[TextVector(*r) for r in rows])
+            for kind, table, contents in PAGES:
+                if kind in kinds:
+                    for rows in self._rows_since(connection, table, version, page_rows):
+                        yield ChangeSet(*span, **contents(rows))
             pointers: list[Pointer] = []
             if "pointer" in kinds:
                 for rows in self._rows_since(connection, tables.pointers, version, page_rows):
@@ -286,7 +304,15 @@ class GraphStore:
     # ----------------------------------------------------------------------------------------- internals
 
     def _create_or_check(self) -> str:
-        with self._transaction(write=True) as connection:
+        with self._connected(write=True) as connection:
+            self._backend.lock_schema(connection)
+            there = set(inspect(connection).get_table_names())
+            taken = sorted(there & set(tables.metadata.tables))
+            if taken and tables.meta.name not in there:
+                raise Corrupt(
+                    f"{self.location} has tables that are no Weft store's ({', '.join(taken)}): give Weft a "
+                    "database of its own"
+                )
             tables.metadata.create_all(connection)
             found = connection.execute(select(tables.meta.c.store_id, tables.meta.c.schema_version)).first()
             if found is not None:
@@ -316,7 +342,20 @@ class GraphStore:
 
     @contextmanager
     def _transaction(self, *, write: bool = False) -> Iterator[Connection]:
-        with self._engine.connect().execution_options(weft_write=write) as connection, connection.begin():
+        """Committed at the end. Raises Unavailable when the database is away."""
+        try:
+            with self._connected(write) as connection:
+                yield connection
+        except DBAPIError as error:
+            away = self._backend.away(error)
+            if away is None:
+                raise
+            raise away from error
+
+    @contextmanager
+    def _connected(self, write: bool) -> Iterator[Connection]:
+        options = self._backend.transaction_options(write)
+        with self._engine.connect().execution_options(**options) as connection, connection.begin():
             yield connection
 
     @staticmethod
@@ -327,17 +366,9 @@ class GraphStore:
         ).one()
         return Head(*row)
 
-    def _upsert(self, connection: Connection, table: Table, values: list[dict[str, object]]) -> None:
-        if not values:
-            return
-        statement = self._upserts.get(table)
-        if statement is None:
-            dialect = {"sqlite": sqlite, "postgresql": postgresql}[self._engine.dialect.name]
-            fresh = dialect.insert(table)
-            keys = [c.name for c in table.primary_key]
-            rest = {c.name: fresh.excluded[c.name] for c in table.columns if c.name not in keys}
-            statement = self._upserts[table] = fresh.on_conflict_do_update(index_elements=keys, set_=rest)
-        connection.execute(statement, values)  # type: ignore[call-overload]
+    def _upsert(self, connection: Connection, table: Table, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            self._backend.upsert(connection, table, rows)
 
     @staticmethod
     def _forget_expired(connection: Connection, limit: int | None = None) -> int:
@@ -355,37 +386,6 @@ class GraphStore:
         query = query.where(table.c.version > version if version else ~table.c.deleted)
         result = connection.execution_options(stream_results=True).execute(query)
         yield from result.partitions(page_rows)
-
-
-def _configure_sqlite(connection: object, _record: object) -> None:
-    # The driver's own implicit BEGIN comes too late and is never IMMEDIATE: we begin ourselves.
-    connection.isolation_level = None  # type: ignore[attr-defined]
-    cursor = connection.cursor()  # type: ignore[attr-defined]
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")  # an acknowledged write survives power loss
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # IMMEDIATE takes the write lock before the first read, so the epoch check cannot go stale.
-    write = connection.get_execution_options().get("weft_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-def _item(row: Any) -> Item:
-    row_number, item_id, title, tags, year, text, version, deleted = row
-    return Item(row_number, item_id, title, tuple(tags), year, text, version, deleted)
-
-
-def _values(record: User | Item | Memory | Relation | Pointer | TextVector) -> dict[str, object]:
-    """A record as its table's columns, which have its fields' names."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
-
-
-def _rating_values(ratings: RatingArray) -> list[dict[str, object]]:
-    names = RATING_DTYPE.names or ()
-    return [dict(zip(names, record, strict=True)) for record in ratings.tolist()]
 
 
 __all__ = [

@@ -32,9 +32,16 @@ class Service:
     """A started service and what a test wants to know of it."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], data_dir: Path, port: int, log: Path, mark: str
+        self,
+        process: subprocess.Popen[bytes],
+        data_dir: Path,
+        port: int,
+        log: Path,
+        mark: str,
+        store_url: str | None = None,
     ) -> None:
         self.process = process
+        self.store_url = store_url  # None: a file in the data directory
         self.data_dir = data_dir
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -166,7 +173,7 @@ def launch(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a process group of its own, as a shell gives it
         )
-    return Service(process, data_dir, port, log, mark)
+    return Service(process, data_dir, port, log, mark, (extra or {}).get("WEFT_STORE__URL"))
 
 
 def wait_until_ready(service: Service, timeout_s: float = START_TIMEOUT_S) -> None:

@@ -38,11 +38,11 @@ class SmallStore:
     other: str  # digest of one that could be
 
 
-def make_small_store(data_dir: Path) -> SmallStore:
-    """Fill `data_dir`, the same for every call."""
+def make_small_store(data_dir: Path, store_url: str | None = None) -> SmallStore:
+    """Fill `data_dir` and the store, by default a file in it, the same for every call."""
     items = {kind: tuple(f"{kind}-{n:02}" for n in range(ITEMS_PER_KIND)) for kind in KINDS}
     fans = {kind: tuple(f"{kind}-fan-{n}" for n in range(FANS_PER_KIND)) for kind in KINDS}
-    store = GraphStore(f"sqlite:///{data_dir / 'weft.sqlite'}")
+    store = GraphStore(store_url or f"sqlite:///{data_dir / 'weft.sqlite'}")
     try:
         writer = GraphWriter(store)
         _commit(writer, *(PutItem(i, f"The {i}", (kind,), 1990, "") for kind in KINDS for i in items[kind]))

@@ -26,6 +26,7 @@ RETRY_AFTER_S = 1
 
 _HIDDEN = {
     "not_yet": "the view has not reached `min_version` in time; repeat the request",
+    "outcome_unknown": "whether the write happened is unknown; repeat it with the same Idempotency-Key",
     "snapshot_required": "a replica is behind the change feed and reloads; repeat the request",
     "not_ready": "the service is still starting; repeat the request",
     "model_unavailable": "the language model is switched off, still loading, or cannot be opened; "

@@ -1,5 +1,6 @@
 """Fixtures of several modules here."""
 
 from tests.deployments.scripted_cli import weft
+from tests.postgres_server import store_url
 
-__all__ = ["weft"]
+__all__ = ["store_url", "weft"]

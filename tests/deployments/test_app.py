@@ -14,7 +14,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
+    from deployments import app, graph_client
     from deployments.app import build, claimed_cpus
+from graph.errors import InvalidInput
 from tests.deployments.local_state import make_settings
 
 
@@ -73,3 +75,51 @@ def test_the_launcher_makes_room_for_every_claim(tmp_path: Path, groups: dict[st
         replicas = part.num_replicas if scaling is None else scaling.max_replicas
         wanted += (replicas or 1) * part.ray_actor_options["num_cpus"]
     assert math.isclose(claimed_cpus(settings), wanted)
+
+
+# --------------------------------------------------------------------------------------------- several nodes
+
+
+class Cluster:
+    """As much of Ray as tells about nodes."""
+
+    def __init__(self, *alive: bool) -> None:
+        self._nodes = [{"NodeID": str(n), "Alive": there} for n, there in enumerate(alive)]
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self._nodes
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+
+def test_sqlite_is_refused_on_more_than_one_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "ray", Cluster(True, False, True))
+    with pytest.raises(InvalidInput, match=r"2 nodes and the store is SQLite.*WEFT_STORE__URL") as caught:
+        build(make_settings(tmp_path))
+    assert caught.value.param == "store.url"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "store"),
+    [((True,), {}), ((True, False), {}), ((True, True), {"url": "postgresql://weft@db/weft"})],
+)
+def test_one_node_or_postgresql_is_fine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nodes: tuple[bool, ...], store: dict[str, str]
+) -> None:
+    monkeypatch.setattr(app, "ray", Cluster(*nodes))
+    assert build(make_settings(tmp_path, store=store))
+
+
+def test_the_graph_state_does_not_start_on_a_second_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when Ray restarts it there by itself, long after the service began with one."""
+    monkeypatch.setattr(graph_client, "ray", Cluster(True, True))
+    for start in (graph_client.start_graph_state, graph_client.ClusterGraphState):
+        with pytest.raises(InvalidInput, match="WEFT_STORE__URL"):
+            start(make_settings(tmp_path))
+    assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,15 @@ import pytest
 import deployments.graph_state as module
 from deployments.graph_state import FollowerReport, GraphState
 from deployments.settings import Settings
-from graph.errors import Overloaded, SnapshotRequired, StoreLocked, Unavailable, UnknownUser
-from graph.lock import StoreLock, read_holder
+from graph.errors import (
+    OutcomeUnknown,
+    Overloaded,
+    SnapshotRequired,
+    StoreLocked,
+    Unavailable,
+    UnknownUser,
+)
+from graph.lock import holder_of, lock_of
 from graph.schema import (
     ChangeSet,
     DeleteUser,
@@ -34,8 +41,8 @@ from tests.graph.plain_model import assert_same_view
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return make_settings(tmp_path)
+def settings(tmp_path: Path, store_url: str) -> Settings:
+    return make_settings(tmp_path, store={"url": store_url})
 
 
 @pytest.fixture
@@ -187,6 +194,79 @@ async def test_a_writer_that_cannot_go_on_leaves(
     assert stored(settings).num_users == 0
 
 
+class Doubt:
+    """The next commit happens or does not, but nobody learns which until the store is back."""
+
+    def __init__(self, state: GraphState, happens: bool) -> None:
+        self._away, store = True, state._store
+        commit, committed = store.commit, store.committed
+
+        def lost(*arguments: Any, **keywords: Any) -> None:
+            store.commit = commit  # type: ignore[method-assign]
+            if happens:
+                commit(*arguments, **keywords)
+            raise OutcomeUnknown("broke off")
+
+        def ask(*arguments: Any) -> bool:
+            if self._away:
+                raise Unavailable("away")
+            return committed(*arguments)
+
+        store.commit, store.committed = lost, ask  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        self._away = False
+
+
+@pytest.mark.parametrize("happens", [True, False])
+async def test_a_commit_in_doubt_is_settled_without_another_write(
+    state: GraphState, settings: Settings, happens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLE_INTERVAL_S", 0.01)
+    await write(state, PutUser("first"))
+    doubt = Doubt(state, happens)
+    with pytest.raises(OutcomeUnknown):
+        await write(state, PutUser("u"), key="k")
+    with pytest.raises(Unavailable, match="nothing was changed"):
+        await write(state, PutUser("v"))
+    tail = asyncio.create_task(state.tail(report(state, 1), timeout_s=1.0))
+    doubt.end()
+    await until(lambda: not state._writer.uncertain)
+    assert [c.to_version for c in (await tail).commits] == ([2] if happens else [])
+    assert_same_view(stored(settings), state._writer.view)
+    result = await write(state, PutUser("u"), key="k")
+    assert (result.version, result.replayed) == (2, happens)
+
+
+async def test_closing_does_not_wait_for_a_store_that_is_away(
+    state: GraphState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLE_INTERVAL_S", 0.01)
+    Doubt(state, True)
+    with pytest.raises(OutcomeUnknown):
+        await write(state, PutUser("u"))
+    await asyncio.wait_for(state.close(), 10)
+
+
+async def test_a_start_waits_for_the_store(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[str] = []
+
+    def starting(url: str) -> GraphStore:
+        attempts.append(url)
+        if len(attempts) < 2:
+            raise Unavailable("the database system is starting up")
+        return GraphStore(url)
+
+    monkeypatch.setattr(module, "GraphStore", starting)
+    await GraphState(settings).close()
+    assert len(attempts) == 2
+    monkeypatch.setattr(module, "STORE_WAIT_S", 0.0)
+    attempts.clear()
+    with pytest.raises(Unavailable, match="starting up"):
+        GraphState(settings)
+    assert holder_of(settings.store_url, settings.data_dir) is None
+
+
 # -------------------------------------------------------------------------------------------------- tail
 
 
@@ -328,7 +408,7 @@ async def test_a_snapshot_is_taken_by_itself_and_again(tmp_path: Path) -> None:
 
 async def test_closing_finishes_waiting_writes_snapshots_and_lets_go(settings: Settings) -> None:
     state = GraphState(settings)
-    holder = read_holder(settings.data_dir)
+    holder = holder_of(settings.store_url, settings.data_dir)
     assert holder is not None
     assert holder["url"] == settings.url
     gate = Gate(state)
@@ -342,7 +422,7 @@ async def test_closing_finishes_waiting_writes_snapshots_and_lets_go(settings: S
     assert all(isinstance(r, WriteResult) for r in await asyncio.gather(*tasks))
     await closing
     await state.close()  # once is enough
-    assert read_holder(settings.data_dir) is None
+    assert holder_of(settings.store_url, settings.data_dir) is None
     view = newest_snapshot(settings.snapshot_dir, state.store_id)
     assert view is not None
     assert_same_view(view, stored(settings))
@@ -358,7 +438,7 @@ async def test_closing_finishes_waiting_writes_snapshots_and_lets_go(settings: S
 async def test_a_store_that_is_held_is_not_taken(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOCK_WAIT_S", 0.01)
     with (
-        StoreLock(settings.data_dir, "the command `weft import`"),
+        lock_of(settings.store_url, settings.data_dir, "the command `weft import`"),
         pytest.raises(StoreLocked, match="weft import"),
     ):
         GraphState(settings)

@@ -132,6 +132,28 @@ def test_paths_and_urls_derive_from_the_data_directory(
     assert Settings.model_validate({"data_dir": "~/w"}).data_dir == Path.home().resolve() / "w"
 
 
+def test_a_store_may_be_in_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://weft:hush@db:5432/weft?sslmode=require"
+    monkeypatch.setenv("WEFT_STORE__URL", url)
+    settings = Settings()
+    assert settings.store_url == cloudpickle.loads(cloudpickle.dumps(settings)).store_url == url
+    assert "hush" not in repr(settings) + str(settings) + settings.model_dump_json()
+    monkeypatch.setenv("WEFT_STORE__URL", "")  # as docker compose passes what is not set
+    assert Settings().store_url.startswith("sqlite:///")
+
+
+@pytest.mark.parametrize(
+    "url", ["mysql://u:hush@h/d", "postgresql+asyncpg://u:hush@h/d", "u:hush@h", "/hush"]
+)
+def test_a_url_that_names_no_store_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    monkeypatch.setenv("WEFT_STORE__URL", url)
+    with pytest.raises(ValidationError, match=r"(?s)store\.url.*postgresql://") as raised:
+        Settings()
+    assert "hush" not in str(raised.value)
+
+
 # ------------------------------------------------------------------------------- where the embedding cache is
 
 REDIS = ("REDIS_HOST", "REDIS_PORT", "REDIS_PASSWORD")

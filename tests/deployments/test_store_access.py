@@ -13,13 +13,13 @@ from deployments.store_access import activate, active_encoder, open_writer, read
 from graph.datasets import DemoDataset, MovieLensDataset, Rejects, run_import
 from graph.datasets.records import Dataset, ImportSummary
 from graph.errors import InvalidInput, StoreLocked, UnknownItem
-from graph.lock import StoreLock
+from graph.lock import lock_of
 from graph.schema import PutItem, PutRating, WriteRequest
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings(data_dir=tmp_path / "data")
+def settings(tmp_path: Path, store_url: str) -> Settings:
+    return Settings.model_validate({"data_dir": tmp_path / "data", "store": {"url": store_url}})
 
 
 def imported(settings: Settings, dataset: Dataset, rejects: Path, strict: bool = False) -> ImportSummary:
@@ -75,7 +75,7 @@ def test_strict_writes_nothing(settings: Settings, tmp_path: Path) -> None:
 
 
 def test_a_store_in_use_is_refused_with_its_holder(settings: Settings) -> None:
-    with StoreLock(settings.data_dir, "a test"):
+    with lock_of(settings.store_url, settings.data_dir, "a test"):
         assert service_url(settings) is None
         with pytest.raises(StoreLocked, match=r"a test \(pid \d+\)"), open_writer(settings, "test"):
             pass

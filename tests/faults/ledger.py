@@ -137,7 +137,9 @@ def assert_kept(service: Service, writers: list[BookkeepingWriter]) -> None:
     """What the books say is what the replicas answer and what the disk holds: no less, no more."""
     names = tuple(f"{writer.name}-" for writer in writers)
     expected = {rating: value for writer in writers for rating, value in writer.ratings.items()}
-    view = read_view(Settings(data_dir=service.data_dir))
+    view = read_view(
+        Settings.model_validate({"data_dir": service.data_dir, "store": {"url": service.store_url}})
+    )
     on_disk = {
         (user.user_id, view.item_at(int(row)).item_id): float(value)  # type: ignore[union-attr]
         for user in view.users()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,9 +40,11 @@ from graph.schema import (
     WriteRequest,
 )
 from graph.snapshot import newest_snapshot, remove_snapshots_before, write_snapshot
+from graph.store import GraphStore
 from graph.view import GraphView
 from graph.writer import GraphWriter
-from tests.graph.plain_model import PlainModel, assert_same_view, model_of, open_store, read_view
+from tests.graph.plain_model import PlainModel, assert_same_view, model_of, read_view
+from tests.postgres_server import postgres_schema
 
 USERS = st.sampled_from([f"u{n}" for n in range(4)])
 ITEMS = st.sampled_from([f"i{n}" for n in range(5)])
@@ -140,16 +143,22 @@ class Feed(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="weft-feed-"))
         self.snapshots = self.folder / "snapshots"
-        self.store = open_store(self.folder)
+        self.afterwards = ExitStack()
+        self.afterwards.callback(shutil.rmtree, self.folder)
+        self.store = GraphStore(self.place())
+        self.afterwards.callback(self.store.close)
         self.writer = GraphWriter(self.store)
         self.model = PlainModel()
         self.past: list[GraphView] = []
         self.asked: list[tuple[TextKind, str, str]] = []  # texts that an embedder is at
         self.tails = [Tailing(GraphView(self.store.store_id))]
 
+    def place(self) -> str:
+        """Where the store is."""
+        return f"sqlite:///{self.folder / 'weft.sqlite'}"
+
     def teardown(self) -> None:
-        self.store.close()
-        shutil.rmtree(self.folder)
+        self.afterwards.close()
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -295,6 +304,14 @@ class Feed(RuleBasedStateMachine):
         assert_same_view(read_view(self.store), self.writer.view)
 
 
-TestFeed = Feed.TestCase
+class FeedOnPostgreSQL(Feed):
+    def place(self) -> str:
+        return self.afterwards.enter_context(postgres_schema())
+
+
 # No shrinking: every step commits to disk, it would take minutes.
-TestFeed.settings = settings(max_examples=25, stateful_step_count=30, deadline=None, phases=[Phase.generate])
+STEPS = settings(max_examples=25, stateful_step_count=30, deadline=None, phases=[Phase.generate])
+TestFeed = Feed.TestCase
+TestFeed.settings = STEPS
+TestFeedOnPostgreSQL = FeedOnPostgreSQL.TestCase
+TestFeedOnPostgreSQL.settings = settings(STEPS, max_examples=10)

@@ -13,21 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.graph.plain_model import assert_same_view, open_store, read_view
+from graph.store import GraphStore
+from tests.graph.plain_model import assert_same_view, read_view
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 ROOT = Path(__file__).parents[2]
 
 HESITANT = """
 import sys
-from pathlib import Path
 from graph.errors import Fenced
 from graph.schema import PutItem, PutUser, WriteRequest
 from graph.store import GraphStore
 from graph.writer import GraphWriter
 
 name = sys.argv[2]
-store = GraphStore(Path(sys.argv[1]))
+store = GraphStore(sys.argv[1])
 writer = GraphWriter(store)
 commit = store.commit
 
@@ -49,7 +49,6 @@ for n in range(3):
 
 FORKING = """
 import os, random, sys
-from pathlib import Path
 from graph.schema import Idempotency, PutItem, PutRating, WriteRequest
 from graph.store import GraphStore
 from graph.writer import GraphWriter
@@ -77,7 +76,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         try:
-            write(Path(sys.argv[1]), number, int(seed))
+            write(sys.argv[1], number, int(seed))
         finally:
             os._exit(1)
     say("pid", child)
@@ -109,15 +108,14 @@ def hear(of: subprocess.Popen[str]) -> str:
     return of.stdout.readline().strip()
 
 
-def test_a_writer_that_was_stopped_is_fenced_when_it_wakes(tmp_path: Path) -> None:
-    path = tmp_path / "weft.sqlite"
-    with process(HESITANT, path, "first") as first:
+def test_a_writer_that_was_stopped_is_fenced_when_it_wakes(store_url: str) -> None:
+    with process(HESITANT, store_url, "first") as first:
         assert hear(first) == "about to write"
         say(first)
         assert hear(first) == "1 1"
         assert hear(first) == "about to write"
         first.send_signal(signal.SIGSTOP)
-        with process(HESITANT, path, "second") as second:
+        with process(HESITANT, store_url, "second") as second:
             for version in (2, 3, 4):
                 assert hear(second) == "about to write"
                 say(second)
@@ -127,7 +125,7 @@ def test_a_writer_that_was_stopped_is_fenced_when_it_wakes(tmp_path: Path) -> No
         first.send_signal(signal.SIGCONT)
         assert hear(first) == "fenced"
         assert first.wait(20) == 7
-    store = open_store(tmp_path)
+    store = GraphStore(store_url)
     view = read_view(store)
     assert [u.user_id for u in view.users()] == ["first-0", "second-0", "second-1", "second-2"]
     assert [i.row for i in view.items()] == [0, 1, 2, 3]
@@ -135,11 +133,11 @@ def test_a_writer_that_was_stopped_is_fenced_when_it_wakes(tmp_path: Path) -> No
     store.close()
 
 
-def test_killed_in_mid_commit_nothing_acknowledged_is_lost_and_nothing_invented(tmp_path: Path) -> None:
+def test_killed_in_mid_commit_nothing_acknowledged_is_lost_and_nothing_invented(store_url: str) -> None:
     rng = random.Random(20)
     acknowledged: dict[str, int] = {}
     tried: set[str] = set()
-    with process(FORKING, tmp_path / "weft.sqlite") as forking:
+    with process(FORKING, store_url) as forking:
         for number in range(20):
             say(forking, f"{number} {rng.randrange(2**32)}")
             child = int(hear(forking).removeprefix("pid "))
@@ -154,7 +152,7 @@ def test_killed_in_mid_commit_nothing_acknowledged_is_lost_and_nothing_invented(
                 if patience == 0:
                     os.kill(child, signal.SIGKILL)
             assert patience <= 0, "the child ended by itself"
-    store = open_store(tmp_path)
+    store = GraphStore(store_url)
     view = read_view(store)
     found = {item.item_id: item.version for item in view.items()}
     assert len(acknowledged) > 100

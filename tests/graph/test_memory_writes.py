@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -36,15 +35,15 @@ from graph.schema import (
 )
 from graph.store import GraphStore
 from graph.writer import GraphWriter
-from tests.graph.plain_model import assert_same_view, model_of, open_store, read_view, write
+from tests.graph.plain_model import assert_same_view, model_of, read_view, write
 
 ABOUT = PutRelation("ann", "tea", "about", "item", "film")
 AFTER = PutRelation("ann", "tea", "after", "memory", "move")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[GraphStore]:
-    store = open_store(tmp_path)
+def store(store_url: str) -> Iterator[GraphStore]:
+    store = GraphStore(store_url)
     yield store
     store.close()
 
@@ -379,6 +378,7 @@ LONG = "x" * 300
         (DeleteRelation("bo", "tea", "about", "item", "film"), UnknownMemory, "memory_id"),
     ],
 )
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # it does not get as far as the store
 def test_refusals(
     writer: GraphWriter, operation: Operation, kind: type[WeftError], param: str | None
 ) -> None:

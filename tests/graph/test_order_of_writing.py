@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from graph.context import ContextQuery, select
 from graph.neighbours import neighbours
 from graph.schema import DeleteRating, Operation, PutItem, PutMemory, PutRating, PutRelation, PutUser
+from graph.store import GraphStore
 from graph.user_graph import user_graph
 from graph.view import GraphView
 from graph.writer import GraphWriter
-from tests.graph.plain_model import open_store, read_view, write
+from tests.graph.plain_model import read_view, write
 
 USERS, ITEMS, NOW = 90, 24, 1_750_000_000
 
@@ -59,8 +58,8 @@ def shown(view: GraphView) -> list[object]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_rebuilt_view_shows_the_same(seed: int, tmp_path: Path) -> None:
-    store = open_store(tmp_path)
+def test_a_rebuilt_view_shows_the_same(seed: int, store_url: str) -> None:
+    store = GraphStore(store_url)
     writer = GraphWriter(store)
     for commit in random_writes(seed):
         write(writer, *commit)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.exc import OperationalError
 
 from graph.errors import Corrupt, Fenced, InvalidInput, SnapshotRequired, Unavailable
+from graph.migration import bring_up_to_date
 from graph.node_text import item_text, text_digest
 from graph.schema import (
     ALL_KINDS,
@@ -34,14 +37,15 @@ from graph.schema import (
     WriteRequest,
 )
 from graph.store import GraphStore, IdempotencyRecord
+from graph.store_backends import backend_of
 from graph.view import GraphView
 from graph.writer import GraphWriter
 from tests.graph.plain_model import assert_same_view, open_store, read_view, write
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[GraphStore]:
-    store = open_store(tmp_path)
+def store(store_url: str) -> Iterator[GraphStore]:
+    store = GraphStore(store_url)
     yield store
     store.close()
 
@@ -66,28 +70,47 @@ def relate(writer: GraphWriter) -> None:
     )
 
 
-def test_a_new_store_is_empty_and_keeps_its_id(tmp_path: Path) -> None:
-    first = open_store(tmp_path / "deep" / "er")
+def test_a_new_store_is_empty_and_keeps_its_id(store_url: str, tmp_path: Path) -> None:
+    first = GraphStore(store_url)
     assert first.is_empty()
     assert first.head().version == 0
     assert [len(page) for page in first.changes_since(0)] == [0]
     first.close()
-    second = GraphStore(f"sqlite:///{tmp_path / 'deep' / 'er' / 'weft.sqlite'}")
-    other = open_store(tmp_path)
+    second = GraphStore(store_url)
+    other = open_store(tmp_path / "deep" / "er")
     assert first.store_id == second.store_id != other.store_id
     second.close()
     other.close()
 
 
-def test_an_acknowledged_write_survives_power_loss(store: GraphStore) -> None:
+def test_processes_that_start_at_once_open_one_store(store_url: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(GraphStore, [store_url] * 8))
+    assert len({store.store_id for store in stores}) == 1
+    for store in stores:
+        assert store.is_empty()
+        store.close()
+
+
+def test_an_acknowledged_write_survives_power_loss(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
     with store._engine.connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    store.close()
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:secret@h/db", "mysql://h/db"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg2://u:secret@h/db",
+        "mysql://u:secret@h/db",
+        "u:secret@h",
+        "postgresql://u:secret@h:port/",
+    ],
+)
 def test_other_databases_are_refused_without_showing_the_password(url: str) -> None:
-    with pytest.raises(InvalidInput, match="only sqlite") as caught:
+    with pytest.raises(InvalidInput, match="allowed are sqlite:////PATH/FILE and postgresql://") as caught:
         GraphStore(url)
     assert "secret" not in caught.value.message
     assert caught.value.param == "store.url"
@@ -100,43 +123,59 @@ def test_what_is_no_store_is_corrupt(tmp_path: Path) -> None:
         GraphStore(path)
 
 
-def test_another_schema_is_refused(tmp_path: Path) -> None:
-    open_store(tmp_path).close()
-    connection = sqlite3.connect(tmp_path / "weft.sqlite")
-    connection.execute("UPDATE meta SET schema_version = 99")
-    connection.commit()
-    connection.close()
+def execute(url: str, *statements: str) -> None:
+    engine = backend_of(url).engine()
+    with engine.connect().execution_options(weft_write=True) as connection, connection.begin():
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+def test_tables_of_something_else_are_left_alone(store_url: str) -> None:
+    execute(store_url, "CREATE TABLE users (id INTEGER)")
+    with pytest.raises(Corrupt, match=r"no Weft store's \(users\)"):
+        GraphStore(store_url)
+    execute(store_url, "DROP TABLE users", "CREATE TABLE meta (name INTEGER)")
+    with pytest.raises(Corrupt, match="not a database that Weft can"):
+        GraphStore(store_url)
+    execute(store_url, "DROP TABLE meta")
+    GraphStore(store_url).close()
+
+
+def test_another_schema_is_refused(store_url: str) -> None:
+    GraphStore(store_url).close()
+    execute(store_url, "UPDATE meta SET schema_version = 99")
     with pytest.raises(Corrupt, match="schema 99"):
-        open_store(tmp_path)
+        GraphStore(store_url)
 
 
-def as_version_1(path: Path) -> None:
+def as_version_1(url: str) -> None:
     """Turn a store without text vectors and relations into what the version before them wrote."""
-    connection = sqlite3.connect(path)
-    connection.execute("DROP TABLE text_vectors")
-    connection.execute("DROP TABLE relations")
-    for column in ("valid_at", "invalid_at", "source"):
-        connection.execute(f"ALTER TABLE memories DROP COLUMN {column}")
-    connection.execute("UPDATE meta SET schema_version = 1")
-    connection.commit()
-    connection.close()
+    columns = ("valid_at", "invalid_at", "source")
+    execute(
+        url,
+        "DROP TABLE text_vectors",
+        "DROP TABLE relations",
+        *(f"ALTER TABLE memories DROP COLUMN {column}" for column in columns),
+        "UPDATE meta SET schema_version = 1",
+    )
 
 
-def test_a_store_from_before_text_vectors_is_brought_up_to_date(tmp_path: Path) -> None:
-    store = open_store(tmp_path)
+def test_a_store_from_before_text_vectors_is_brought_up_to_date(store_url: str) -> None:
+    store = GraphStore(store_url)
     writer = GraphWriter(store)
     fill(writer)
     write(writer, DeleteItem("i5"))
     before, epoch = writer.view, writer.head.epoch
     store.close()
-    as_version_1(tmp_path / "weft.sqlite")
+    as_version_1(store_url)
     for _ in range(2):  # the second finds it up to date
-        store = open_store(tmp_path)
+        store = GraphStore(store_url)
         assert store.store_id == before.store_id
         assert store.head().epoch == epoch  # nobody is fenced by a look
         assert_same_view(read_view(store), before)
         store.close()
-    store = open_store(tmp_path)
+    store = GraphStore(store_url)
     writer = GraphWriter(store)
     digest = text_digest(item_text(writer.view.item("i0")))
     put = PutTextVector("item", "i0", "m", digest, np.ones(3, "<f2").tobytes())
@@ -148,24 +187,56 @@ def test_a_store_from_before_text_vectors_is_brought_up_to_date(tmp_path: Path) 
     store.close()
 
 
-def test_another_schema_is_left_as_it_is(tmp_path: Path) -> None:
-    open_store(tmp_path).close()
-    path = tmp_path / "weft.sqlite"
-    as_version_1(path)
-    connection = sqlite3.connect(path)
-    connection.execute("UPDATE meta SET schema_version = 99")
-    connection.commit()
+def test_an_older_store_that_many_open_at_once_is_brought_up_to_date_once(store_url: str) -> None:
+    GraphStore(store_url).close()
+    as_version_1(store_url)
+    with ThreadPoolExecutor(6) as pool:
+        stores = list(pool.map(GraphStore, [store_url] * 6))
+    for store in stores:
+        assert store.is_empty()
+        store.close()
+
+
+def test_a_migration_that_breaks_off_changes_nothing(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = GraphStore(store_url)
+    writer = GraphWriter(store)
+    fill(writer)
+    store.close()
+    as_version_1(store_url)
+
+    def power_loss(connection: Any) -> None:
+        bring_up_to_date(connection)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graph.store.bring_up_to_date", power_loss)
+    with pytest.raises(KeyboardInterrupt):
+        GraphStore(store_url)
+    engine = backend_of(store_url).engine()
+    assert "text_vectors" not in inspect(engine).get_table_names()
+    assert "source" not in {column["name"] for column in inspect(engine).get_columns("memories")}
+    engine.dispose()
+    monkeypatch.undo()
+    store = GraphStore(store_url)
+    assert_same_view(read_view(store), writer.view)
+    store.close()
+
+
+def test_another_schema_is_left_as_it_is(store_url: str) -> None:
+    GraphStore(store_url).close()
+    as_version_1(store_url)
+    execute(store_url, "UPDATE meta SET schema_version = 99")
     with pytest.raises(Corrupt, match="schema 99"):
-        open_store(tmp_path)
-    names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    connection.close()
+        GraphStore(store_url)
+    engine = backend_of(store_url).engine()
+    names = inspect(engine).get_table_names()
+    engine.dispose()
     assert "items" in names
     assert "text_vectors" not in names
 
 
 def test_a_store_that_another_process_writes_to_is_busy(tmp_path: Path, monkeypatch: Any) -> None:
     open_store(tmp_path).close()
-    monkeypatch.setattr("graph.store.create_engine", _impatient)
+    monkeypatch.setattr("graph.store_backends.create_engine", _impatient)
     connection = sqlite3.connect(tmp_path / "weft.sqlite", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="busy"):
@@ -315,9 +386,12 @@ def test_a_commit_is_whole_or_not_at_all(store: GraphStore) -> None:
     head, before = store.head(), read_view(store)
     ratings = np.array([(0, 0, 5.0, 1, head.version + 1, False)], RATING_DTYPE)
 
+    errors = {"sqlite": sqlite3.OperationalError, "postgresql": psycopg.errors.IoError}
+    error = errors[store._engine.dialect.name]
+
     def fail(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.casefold().startswith("insert into ratings"):
-            raise sqlite3.OperationalError("disk I/O error")
+            raise error("disk I/O error")
 
     event.listen(store._engine, "before_cursor_execute", fail)
     with pytest.raises(OperationalError, match="disk I/O"):

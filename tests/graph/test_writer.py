@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -44,12 +45,12 @@ from graph.schema import (
 from graph.store import GraphStore, Head
 from graph.view import GraphView
 from graph.writer import ApplyFailed, GraphWriter
-from tests.graph.plain_model import assert_same_view, model_of, open_store, read_view, write
+from tests.graph.plain_model import assert_same_view, model_of, read_view, write
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[GraphStore]:
-    store = open_store(tmp_path)
+def store(store_url: str) -> Iterator[GraphStore]:
+    store = GraphStore(store_url)
     yield store
     store.close()
 
@@ -284,6 +285,7 @@ LONG = "x" * 30_000
         (DeleteMemory("nope", "u0"), UnknownMemory, "memory_id"),
     ],
 )
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)  # it does not get as far as the store
 def test_refusals(
     writer: GraphWriter, store: GraphStore, operation: Operation, kind: type[WeftError], param: str | None
 ) -> None:
@@ -354,8 +356,8 @@ class FailingStore(GraphStore):
         super().commit(before, changes, *rest, after=after)
 
 
-def test_a_transaction_that_fails_is_tried_one_by_one(tmp_path: Path, caplog: Any) -> None:
-    store = FailingStore(tmp_path / "weft.sqlite")
+def test_a_transaction_that_fails_is_tried_one_by_one(store_url: str, caplog: Any) -> None:
+    store = FailingStore(store_url)
     writer = GraphWriter(store)
     store.poison = frozenset({"bad"})
     follower = writer.view.copy()
@@ -384,6 +386,33 @@ def test_a_transaction_that_fails_is_tried_one_by_one(tmp_path: Path, caplog: An
     assert writer.commit([keyed(PutUser("bad"), key="bad")]).outcomes == (WriteResult(3, 1),)
     assert "one by one" in caplog.text
     store.close()
+
+
+@pytest.mark.parametrize("happens", [True, False])
+def test_a_commit_that_breaks_off_is_looked_up(writer: GraphWriter, store: GraphStore, happens: bool) -> None:
+    dialect, write_rows = store._engine.dialect, store._write
+    do_commit = dialect.do_commit
+    error = {"sqlite": sqlite3.OperationalError, "postgresql": psycopg.OperationalError}[dialect.name]
+
+    def broken(connection: Any) -> None:
+        dialect.do_commit = do_commit  # type: ignore[method-assign]
+        if happens:
+            do_commit(connection)
+        raise error("broke off")
+
+    def armed(*arguments: Any) -> None:
+        write_rows(*arguments)
+        dialect.do_commit = broken  # type: ignore[method-assign]
+
+    store._write = armed  # type: ignore[method-assign,assignment]
+    (outcome,) = writer.commit(requests(PutUser("late"))).outcomes
+    store._write = write_rows  # type: ignore[method-assign]
+    if happens:
+        assert outcome == WriteResult(3, 1)
+    else:
+        assert isinstance(outcome, Unavailable)
+    assert_stored(writer, store)
+    assert write(writer, PutUser("later")).version == (4 if happens else 3)
 
 
 def test_no_refused_request_reaches_the_store(writer: GraphWriter, store: GraphStore) -> None:
@@ -496,6 +525,15 @@ def test_a_pointer_moved_twice_in_one_group_has_both_values_in_its_history(store
     writer.commit([WriteRequest((PutPointer("encoder", "active", {"digest": d}),)) for d in ("one", "two")])
     assert [p.value["digest"] for p in store.pointer_history("encoder", "active")] == ["one", "two"]
     assert [p.version for p in store.pointer_history("encoder", "active")] == [1, 2]
+
+
+def test_a_pointer_moved_twice_in_one_write_has_the_last_value(store: GraphStore) -> None:
+    writer = GraphWriter(store)
+    write(writer, *(PutPointer("encoder", "active", {"digest": d}) for d in ("one", "two")))
+    assert [(p.value["digest"], p.version) for p in store.pointer_history("encoder", "active")] == [
+        ("two", 1)
+    ]
+    assert_stored(writer, store)
 
 
 def test_a_pointer_moves_only_from_the_version_it_is_expected_at(writer: GraphWriter) -> None:
