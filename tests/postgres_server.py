@@ -1,10 +1,12 @@
 """PostgreSQL for tests: a schema on the server that is there, and servers of one's own to stop and kill.
 
 The server that is there is WEFT_TEST_POSTGRES, by default postgresql://postgres@127.0.0.1:5432/postgres.
+Where the default does not answer, the tests start one of their own for all of them.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import pwd
@@ -26,24 +28,29 @@ import pytest
 from tests.conftest import missing
 from tests.processes import Process, family, wait_until
 
-SERVER = os.environ.get("WEFT_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/postgres")
+_DEFAULT = "postgresql://postgres@127.0.0.1:5432/postgres"
 
 
 @cache
-def _absence() -> str | None:
-    """Why there is no server to test with."""
+def server_url() -> str:
+    """The server for tests that do not break it; the test is skipped where there is none."""
+    named = os.environ.get("WEFT_TEST_POSTGRES")
     try:
-        psycopg.connect(SERVER, connect_timeout=3).close()
+        psycopg.connect(named or _DEFAULT, connect_timeout=3).close()
     except psycopg.OperationalError as error:
-        return f"no PostgreSQL server for tests (WEFT_TEST_POSTGRES): {str(error).splitlines()[0]}"
-    return None
+        if named is not None:
+            missing(f"no PostgreSQL server at WEFT_TEST_POSTGRES: {str(error).splitlines()[0]}")
+        stack = contextlib.ExitStack()
+        own = stack.enter_context(postgres_server())
+        atexit.register(stack.close)
+        return own.url
+    return named or _DEFAULT
 
 
 @contextmanager
-def postgres_schema(server: str = SERVER) -> Iterator[str]:
+def postgres_schema(server: str | None = None) -> Iterator[str]:
     """The URL of an empty schema, which is dropped afterwards; the test is skipped without a server."""
-    if server == SERVER and (reason := _absence()):
-        missing(reason)
+    server = server_url() if server is None else server
     name = f"weft_test_{uuid.uuid4().hex}"
     _administer(server, f"CREATE SCHEMA {name}")
     separator = "&" if "?" in server else "?"

@@ -21,7 +21,7 @@ from graph.store import GraphStore
 from graph.writer import GraphWriter
 from tests.graph.plain_model import assert_same_view, read_view, write
 from tests.graph.test_fencing import hear, process, say
-from tests.postgres_server import SERVER, postgres_schema
+from tests.postgres_server import postgres_schema, server_url
 from tests.processes import wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -63,7 +63,7 @@ def test_transactions_are_isolated_whatever_the_default(url: str) -> None:
 
 def test_where_a_store_is_said_to_be_holds_no_password(url: str) -> None:
     store = GraphStore(url)
-    assert store.location == "postgresql://" + SERVER.partition("://")[2]
+    assert store.location == "postgresql://" + server_url().partition("://")[2]
     store.close()
     secret = "postgresql://postgres:hush1@127.0.0.1/postgres?password=hush2&host=127.0.0.1&sslpassword=hush3"
     location = lock_of(secret, Path(), "me")._database.location  # type: ignore[union-attr]
@@ -72,7 +72,7 @@ def test_where_a_store_is_said_to_be_holds_no_password(url: str) -> None:
 
 @pytest.mark.parametrize("name", ["no_such_database", "no_such_role"])
 def test_a_database_that_is_not_there_is_invalid(name: str) -> None:
-    parts = psycopg.conninfo.conninfo_to_dict(SERVER)
+    parts = psycopg.conninfo.conninfo_to_dict(server_url())
     user, database = ("postgres", name) if name.endswith("base") else (name, "postgres")
     address = (
         f"postgresql://{user}:hush@{parts.get('host', '127.0.0.1')}:{parts.get('port', 5432)}/{database}"
@@ -97,7 +97,7 @@ def test_a_database_that_cannot_hold_every_text_is_refused(url: str, encoding: s
         )
         try:
             with pytest.raises(InvalidInput, match=f"encoding {encoding}.*UTF8"):
-                GraphStore(make_url(SERVER).set(database=name))
+                GraphStore(make_url(server_url()).set(database=name))
         finally:
             connection.execute(f"DROP DATABASE {name}".encode())
 
