@@ -155,7 +155,7 @@ def _welcome(settings: Settings) -> None:
         print(
             f"  curl -X POST {settings.url}/v1/generate -H 'content-type: application/json' \\\n"
             f'       -d \'{{"user_id": "{user}", "temperature": 0, '
-            '"text": "What should I watch next, and what do you know about me?"}\''
+            '"text": "What should I watch next, and who do I watch films with?"}\''
         )
     print("\nOr all of it, step by step, in another terminal: .venv/bin/weft tour\n")
     if model.enabled and not model.model:

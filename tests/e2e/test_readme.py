@@ -67,7 +67,9 @@ def test_two_commands_from_a_clean_clone(tmp_path: Path) -> None:
         assert _version(before) < _version(written) <= _version(after)
         assert before["recommendations"] != after["recommendations"]
         assert all(r["title"] and r["because"] for r in after["recommendations"])
-        titles = {reason["title"] for r in after["recommendations"] for reason in r["because"]}
+        # What is suggested, and the liked films that it is suggested for.
+        titles = {r["title"] for r in after["recommendations"]}
+        titles |= {reason["title"] for r in after["recommendations"] for reason in r["because"]}
         found = json.loads(_shell(search))
         assert found["results"]
         assert found["text_model"].startswith("all-minilm-l6-v2-")
