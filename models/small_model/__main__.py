@@ -47,8 +47,9 @@ def main() -> None:
         if progress.step == progress.steps or progress.step % 20 == 0:
             tell(f"{style}: step {progress.step} of {progress.steps}, loss {progress.loss:.4f}")
 
-    recipe = TINY if options.tiny else Recipe(workers=options.workers)
-    changed = {name: getattr(options, name) for name in ("tokens", "seed", "precision", "learning_rate")}
+    recipe = TINY if options.tiny else Recipe()
+    names = ("tokens", "workers", "seed", "precision", "learning_rate")
+    changed = {name: getattr(options, name) for name in names}
     recipe = dataclasses.replace(recipe, **{k: v for k, v in changed.items() if v is not None})
     if options.start:
         recipe = dataclasses.replace(recipe, start=str(options.start), easy_share=0.0)
@@ -83,7 +84,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=PACKAGE, help="folder for weft-small/ and styles/")
     parser.add_argument("--tokens", type=int, help="tokens of the training, padding included")
-    parser.add_argument("--workers", type=int, default=2, help="processes, one thread each (default 2)")
+    parser.add_argument("--workers", type=int, help="processes, one thread each (default 2, of a toy 1)")
     parser.add_argument("--start", type=Path, help="a folder to go on from, in place of fresh weights")
     parser.add_argument("--learning-rate", type=float, help="at its highest (default 1.6e-3)")
     parser.add_argument("--seed", type=int, help="of corpus, weights and batches (default 20)")

@@ -221,8 +221,10 @@ def test_callers_notice_nothing(
 def test_a_hundred_callers_of_one_new_text(cached: Service) -> None:
     """Two replicas encode it at most once each."""
     before = counters(cached)["encoded"]
+    # All are kept open: httpx closes those beyond 20 while other threads are about to take them.
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
     with (
-        httpx.Client(base_url=cached.url, timeout=20.0, trust_env=False) as http,
+        httpx.Client(base_url=cached.url, timeout=20.0, trust_env=False, limits=limits) as http,
         ThreadPoolExecutor(100) as pool,
     ):
         list(pool.map(lambda _: check(http, ["a text that nobody asked for yet"]), range(100)))
