@@ -18,6 +18,8 @@ import os
 import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -147,22 +149,28 @@ def save_random_llama(folder: Path) -> Path:
     return folder
 
 
-def main() -> None:
-    from deployments.cli import prepare
+def served(model: str) -> dict[str, Any]:
+    """Start the service with a model, in a process that has not imported Ray yet, and measure it."""
     from deployments.launcher import running
     from deployments.settings import Settings
 
+    os.environ["WEFT_LANGUAGE_MODEL__MODEL"] = model
+    settings = Settings()
+    with running(settings):
+        return measured(settings.url)
+
+
+def main() -> None:
+    from deployments.cli import prepare
+    from deployments.settings import Settings
+
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["WEFT_DATA_DIR"] = str(Path(folder) / "data")
         prepare(Settings(), None)
         models = {"weft-small": "", "llama-30m": str(save_random_llama(Path(folder) / "llama-30m"))}
-        for name, model in models.items():
-            os.environ["WEFT_LANGUAGE_MODEL__MODEL"] = model
-            settings = Settings()
-            with running(settings):
-                figures[name] = measured(settings.url)
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as processes:
+            figures = dict(zip(models, processes.map(served, models.values()), strict=True))
     write("chat", figures)
 
 

@@ -29,6 +29,7 @@ from graph.node_text import text_digest
 from graph.schema import RATING_DTYPE, ChangeSet, Item, Memory, Relation, TextKind, TextVector, User
 from graph.view import GraphView
 from graph.words import Wording
+from models.language_model.prompt import count_tokens
 from models.small_model.folder import small_model_folder
 
 SIZES = (10, 1_000, 10_000)
@@ -179,11 +180,11 @@ def measure_parts(view: GraphView, user_id: str) -> dict[str, Any]:
 
 
 def tokenizer() -> Callable[[str], int]:
-    """Counts tokens as the small model does."""
+    """Counts tokens as the engine does with the small model."""
     from transformers import AutoTokenizer
 
     loaded = AutoTokenizer.from_pretrained(small_model_folder())
-    return lambda text: len(loaded(text, add_special_tokens=False)["input_ids"])
+    return lambda text: count_tokens(loaded, text)
 
 
 def _sentence(rng: np.random.Generator, words: int) -> str:

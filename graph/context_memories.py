@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 
@@ -56,7 +55,6 @@ class OwnMemories:
         self._view, self._scored = view, scored
         rows = scored.rows.tolist() if view.num_relations else []
         relations = list(map(view.relations_of, rows))
-        # Ascending by place.
         self._about = [
             (place, r.target_row)
             for place, found in enumerate(relations)
@@ -64,6 +62,11 @@ class OwnMemories:
             for r in found
             if r.target_kind == "item"
         ]
+        items: dict[int, list[int]] = {}
+        for place, row in self._about:
+            items.setdefault(place, []).append(row)
+        self._items = {p: tuple(sorted(set(rows[:MAX_RELATIONS_READ]))) for p, rows in items.items()}
+        """Rows of the items that a memory is about, ascending, by place."""
 
     @property
     def item_rows(self) -> list[int]:
@@ -153,7 +156,7 @@ class OwnMemories:
         chosen: dict[tuple[str, int | None, tuple[int, ...]], int] = {}
         for place in places:
             memory = self._scored.memories[place]
-            key = one_line(memory.text).casefold(), memory.valid_at, self._items_of(place)
+            key = one_line(memory.text).casefold(), memory.valid_at, self._items.get(place, ())
             before = chosen.get(key)
             if before is None:
                 if len(chosen) == limit:
@@ -185,13 +188,7 @@ class OwnMemories:
 
     def _says(self, place: int) -> tuple[frozenset[str], int | None, tuple[int, ...]]:
         memory = self._scored.memories[place]
-        return content_words(memory.text), memory.valid_at, self._items_of(place)
-
-    def _items_of(self, place: int) -> tuple[int, ...]:
-        """Rows of the items that a memory is about, ascending."""
-        first = bisect_left(self._about, (place, -1))
-        rows = {row for at, row in self._about[first : first + MAX_RELATIONS_READ] if at == place}
-        return tuple(sorted(rows))
+        return content_words(memory.text), memory.valid_at, self._items.get(place, ())
 
     def _compare(self, pool: Sequence[int], model: str | None) -> tuple[Float32, npt.NDArray[np.bool_]]:
         """How similar every two memories are, float32 [n, n] in [0, 1], and which are one, bool [n, n]."""
@@ -210,7 +207,7 @@ class OwnMemories:
         return np.maximum(words, near).astype(np.float32), same
 
     def _text(self, memory: Memory, place: int) -> str:
-        items = [item for row in self._items_of(place) if (item := self._view.item_at(row)) is not None]
+        items = [item for row in self._items.get(place, ()) if (item := self._view.item_at(row)) is not None]
         items.sort(key=lambda item: item.item_id)
         titles = dict.fromkeys(shortened(item.title, MAX_TITLE_CHARS) for item in items)
         day = "" if memory.valid_at is None else _day(memory.valid_at)
