@@ -125,7 +125,7 @@ def test_the_whole_answer_has_a_deadline(remote: Remote) -> None:
     talking, silent, waiting = (remote.submit(model)[0] for _ in range(3))
     for heard in (talking, silent, waiting):
         assert "no whole answer within 1.5 s" in heard.failure().message
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 5
     assert server.hung_up.acquire(timeout=WAIT_S) and server.hung_up.acquire(timeout=WAIT_S)
     assert not any(isinstance(event, Admitted) for event in waiting.events), "waiting did not count"
     server.reply = lambda request: Reply()

@@ -121,6 +121,7 @@ def test_a_users_adapter_takes_the_users_voice_and_forgets_little(
     texts = [f"the {noun} again, and no end of it, yours Kim" for noun in ("rain", "train", "soup", "cat")]
     trained = train_voice(texts, tmp_path / "inbox" / "kim")
     assert trained.loss_after < trained.loss_before / 2
+    assert trained.seconds < 60
     shutil.copytree(trained.folder, store._inbox / "kim")
     digest = store.import_folder("kim").digest
     asked = [Asked("plain", "", text, ()) for text in ("What is on your mind?", "Write as I do.", "Go on.")]
