@@ -10,7 +10,9 @@ allowed or what to do next; it is safe to show to a client.
     |  |- InvalidAdapter            files that are no LoRA adapter of the running base model
     |- NotFound                404
     |  |- UnknownUser, UnknownItem, UnknownRating, UnknownEncoder, UnknownTextModel
-    |  |- UnknownModel, UnknownAdapter, UnknownMemory, UnknownRelation
+    |  |- UnknownModel, UnknownAdapter, UnknownMemory, UnknownRelation, UnknownApiKey
+    |- Unauthenticated         401  no API key, or one that is not valid
+    |- Forbidden               403  a valid key that does not allow this
     |- Conflict                409
     |  |- IdempotencyConflict       the key was used with another body
     |  |- ForeignToken              a version token of another store
@@ -100,8 +102,20 @@ class UnknownMemory(NotFound):
     code = "unknown_memory"
 
 
+class UnknownApiKey(NotFound):
+    code = "unknown_api_key"
+
+
 class UnknownRelation(NotFound):
     code = "unknown_relation"
+
+
+class Unauthenticated(WeftError):
+    code, status = "unauthenticated", 401
+
+
+class Forbidden(WeftError):
+    code, status = "forbidden", 403
 
 
 class Conflict(WeftError):

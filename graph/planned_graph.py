@@ -5,7 +5,18 @@ from __future__ import annotations
 import math
 
 from graph.planned_rows import PlannedRows, RelationKey, relation_key
-from graph.schema import Item, Memory, Pointer, Relation, TargetKind, TextKind, TextVector, User
+from graph.schema import (
+    ApiKey,
+    Item,
+    Memory,
+    Pointer,
+    Relation,
+    TargetKind,
+    TextKind,
+    TextVector,
+    User,
+    pointer_owner,
+)
 from graph.view import GraphView
 
 _NO_RATING = (math.nan, 0)
@@ -64,8 +75,34 @@ class PlannedGraph:
         return [found[row] for row in sorted(found) if not found[row].deleted]
 
     def pointer(self, scope: str, name: str) -> Pointer | None:
-        key = (scope, name)
-        return self.now.pointers.get(key) or self.done.pointers.get(key) or self.view.pointer(*key)
+        for layer in (self.now, self.done):
+            found = layer.pointers.get((scope, name))
+            if found is not None:
+                return None if found.deleted else found
+        return self.view.pointer(scope, name)
+
+    def pointers_of(self, user_id: str) -> list[Pointer]:
+        """Pointers that belong to a user at this point of the plan."""
+        keys = {(p.scope, p.name) for p in self.view.pointers_of(user_id)}
+        for layer in (self.done, self.now):
+            keys |= {key for key in layer.pointers if pointer_owner(*key) == user_id}
+        return [found for key in sorted(keys) if (found := self.pointer(*key)) is not None]
+
+    def api_key(self, key_id: str) -> ApiKey | None:
+        """The key of that id, unless it was revoked."""
+        for layer in (self.now, self.done):
+            found = layer.api_keys.get(key_id)
+            if found is not None:
+                return None if found.deleted else found
+        return self.view.api_key(key_id)
+
+    def api_keys_of(self, user_id: str) -> list[ApiKey]:
+        """A user's own keys at this point of the plan."""
+        found = {key.key_id: key for key in self.view.api_keys_of(user_id)}
+        for layer in (self.done, self.now):
+            # A tombstone no longer says whose key it was.
+            found |= {k.key_id: k for k in layer.api_keys.values() if k.deleted or k.user_id == user_id}
+        return [found[key_id] for key_id in sorted(found) if not found[key_id].deleted]
 
     # --------------------------------------------------------------------------------------------- edges
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from graph.schema import Item, Memory, Pointer, Relation, TargetKind, TextKind, TextVector, User
+from graph.schema import ApiKey, Item, Memory, Pointer, Relation, TargetKind, TextKind, TextVector, User
 
 RelationKey: TypeAlias = tuple[int, str, TargetKind, int]
 """(memory row, name, kind of the target, row of the target)"""
@@ -22,6 +22,7 @@ class PlannedRows:
     items: dict[int, Item] = field(default_factory=dict)
     memories: dict[int, Memory] = field(default_factory=dict)
     pointers: dict[tuple[str, str], Pointer] = field(default_factory=dict)
+    api_keys: dict[str, ApiKey] = field(default_factory=dict)
     ratings: dict[tuple[int, int], tuple[float, int, int]] = field(
         default_factory=dict
     )  # value, time, version
@@ -42,7 +43,7 @@ class PlannedRows:
     def __len__(self) -> int:
         nodes = len(self.users) + len(self.items) + len(self.memories)
         edges = len(self.ratings) + len(self.relations)
-        return nodes + edges + len(self.pointers) + len(self.text_vectors)
+        return nodes + edges + len(self.pointers) + len(self.text_vectors) + len(self.api_keys)
 
     def put_relation(self, relation: Relation) -> None:
         """Set the state of one relation, a tombstone too."""
@@ -58,6 +59,7 @@ class PlannedRows:
             "items",
             "memories",
             "pointers",
+            "api_keys",
             "ratings",
             "text_vectors",
             "text_counts",  # a Counter adds

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from graph.errors import InvalidInput, PointerMoved, UnknownItem, UnknownRating, UnknownUser
+from graph.key_planning import delete_api_key, put_api_key, revoke
 from graph.memory_planning import (
     delete_memory,
     delete_relation,
@@ -26,6 +27,7 @@ from graph.schema import (
     RATING_LOW,
     Attributes,
     ChangeSet,
+    DeleteApiKey,
     DeleteItem,
     DeleteMemory,
     DeleteRating,
@@ -35,6 +37,7 @@ from graph.schema import (
     Item,
     Operation,
     Pointer,
+    PutApiKey,
     PutItem,
     PutMemory,
     PutPointer,
@@ -111,6 +114,7 @@ class Plan:
             ratings,
             list(done.text_vectors.values()),
             list(done.relations.values()),
+            list(done.api_keys.values()),
         )
 
     # ---------------------------------------------------------------------------------------- operations
@@ -146,6 +150,10 @@ class Plan:
                 self._put_text_vector(operation)
             case DeleteTextVector():
                 self._graph.delete_text_vector(operation.kind, operation.row, operation.model)
+            case PutApiKey():
+                put_api_key(self._graph, operation, lambda user_id: self._put_user(user_id, {}))
+            case DeleteApiKey():
+                delete_api_key(self._graph, operation)
 
     def _check_version(self, operation: PutPointer) -> None:
         if operation.if_version is None:
@@ -233,6 +241,11 @@ class Plan:
             self._graph.now.ratings[pair] = (math.nan, 0, self._graph.version)
         for memory in self._graph.memories_of(user.row):
             drop_memory(self._graph, memory)
+        for key in self._graph.api_keys_of(user_id):
+            revoke(self._graph, key)
+        for pointer in self._graph.pointers_of(user_id):
+            gone = replace(pointer, value={}, version=self._graph.version, deleted=True)
+            self._graph.now.pointers[pointer.scope, pointer.name] = gone
         self._graph.now.users[user.row] = replace(
             user, version=self._graph.version, attributes={}, deleted=True
         )

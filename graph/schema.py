@@ -21,14 +21,16 @@ import numpy.typing as npt
 
 from graph.errors import ForeignToken, InvalidInput
 
-Kind: TypeAlias = Literal["user", "item", "rating", "memory", "relation", "pointer", "text_vector"]
+Kind: TypeAlias = Literal["user", "item", "rating", "memory", "relation", "pointer", "text_vector", "api_key"]
 ALL_KINDS: frozenset[Kind] = frozenset(
-    ("user", "item", "rating", "memory", "relation", "pointer", "text_vector")
+    ("user", "item", "rating", "memory", "relation", "pointer", "text_vector", "api_key")
 )
 TextKind: TypeAlias = Literal["item", "memory"]
 """Nodes that have a text, hence a vector of it."""
 TargetKind: TypeAlias = Literal["item", "memory"]
 """What a memory may be related to."""
+Role: TypeAlias = Literal["admin", "write", "read", "user"]
+"""What an API key may do; `user` is everything a user may do with what is that user's own."""
 
 AttributeValue: TypeAlias = str | int | float | bool | list[str]
 Attributes: TypeAlias = Mapping[str, AttributeValue]
@@ -44,6 +46,7 @@ MAX_TAG_CHARS = 64
 MAX_ATTRIBUTES = 64
 MAX_SOURCE_CHARS = 200
 MAX_RELATION_CHARS = 64
+MAX_KEY_LABEL_CHARS = 200
 MAX_RELATIONS = 1_000
 """That leave one memory."""
 MAX_UNIX_S = 253_402_300_799
@@ -179,6 +182,18 @@ class Pointer:
     deleted: bool = False
 
 
+def pointer_owner(scope: str, name: str) -> str | None:
+    """Whose a pointer is, by user id; None for one that belongs to nobody in particular.
+
+    A user's adapters were trained on that user's texts: what is active, and what versions there are.
+    """
+    if scope == "adapter.user":
+        return name
+    if scope == "adapter_version" and name.startswith("user/"):
+        return name.split("/")[1]  # ids hold no slash
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class TextVector:
     """What a text model made of a node's text, at most one per (kind, row, model).
@@ -198,6 +213,21 @@ class TextVector:
     def values(self) -> npt.NDArray[np.float32]:
         """The vector as float32 [d], a copy."""
         return np.frombuffer(self.vector, "<f2").astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """Who may call the service. The secret is known to its owner alone; see `graph.api_keys`."""
+
+    key_id: str
+    role: Role
+    user_id: str  # whose key it is; empty unless `role` is "user"
+    digest: str  # SHA-256 of the secret, 64 hex digits; empty in a tombstone
+    label: str  # what it is for, in its maker's words
+    created_at: int  # Unix seconds
+    expires_at: int | None  # Unix seconds from which on it is refused; None: never
+    version: int
+    deleted: bool = False
 
 
 RATING_DTYPE = np.dtype(
@@ -231,6 +261,7 @@ class ChangeSet:
     ratings: RatingArray = field(default_factory=no_ratings)
     text_vectors: Sequence[TextVector] = ()
     relations: Sequence[Relation] = ()
+    api_keys: Sequence[ApiKey] = ()
 
     def only(self, kinds: frozenset[Kind]) -> ChangeSet:
         """The same span of versions with the changes of `kinds` alone."""
@@ -246,6 +277,7 @@ class ChangeSet:
             self.ratings if "rating" in kinds else no_ratings(),
             self.text_vectors if "text_vector" in kinds else (),
             self.relations if "relation" in kinds else (),
+            self.api_keys if "api_key" in kinds else (),
         )
 
     @classmethod
@@ -261,12 +293,13 @@ class ChangeSet:
             np.concatenate([p.ratings for p in pages]),
             [v for p in pages for v in p.text_vectors],
             [r for p in pages for r in p.relations],
+            [k for p in pages for k in p.api_keys],
         )
 
     def __len__(self) -> int:
         nodes = len(self.users) + len(self.items) + len(self.memories)
         edges = len(self.ratings) + len(self.relations)
-        return nodes + edges + len(self.pointers) + len(self.text_vectors)
+        return nodes + edges + len(self.pointers) + len(self.text_vectors) + len(self.api_keys)
 
 
 # ---------------------------------------------------------------------------------------- write operations
@@ -282,7 +315,7 @@ class PutUser:
 
 @dataclass(frozen=True, slots=True)
 class DeleteUser:
-    """Remove a user with its ratings and memories."""
+    """Remove a user with its ratings, memories, adapters and API keys."""
 
     user_id: str
 
@@ -403,6 +436,26 @@ class DeleteTextVector:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class PutApiKey:
+    """Add a key under an id that no other has. An unknown user of a user's key is created."""
+
+    key_id: str
+    role: Role
+    digest: str  # SHA-256 of the secret, 64 hex digits
+    created_at: int  # Unix seconds
+    user_id: str = ""
+    label: str = ""
+    expires_at: int | None = None  # Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteApiKey:
+    """Revoke a key."""
+
+    key_id: str
+
+
 Operation: TypeAlias = (
     PutUser
     | DeleteUser
@@ -417,6 +470,8 @@ Operation: TypeAlias = (
     | PutPointer
     | PutTextVector
     | DeleteTextVector
+    | PutApiKey
+    | DeleteApiKey
 )
 
 

@@ -20,25 +20,28 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from graph.durable_files import digest_of_file, sync
 from graph.errors import Corrupt
-from graph.schema import Item, Memory, Pointer, Relation, User
+from graph.schema import ApiKey, Item, Memory, Pointer, Relation, User
 from graph.text_vectors import TextVectorArrays
 from graph.view import GraphView
 from graph.view_contents import ViewContents
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
-"""2: text vectors. 3: relations; validity and source of memories. Older ones are read as without any."""
-_Record: TypeAlias = User | Item | Memory | Relation | Pointer
+FORMAT = 4
+"""2: text vectors. 3: relations; validity and source of memories. 4: API keys. Older formats are
+read as without any."""
+_Record: TypeAlias = User | Item | Memory | Relation | Pointer | ApiKey
 _RECORDS: dict[str, type[_Record]] = {
     "users": User,
     "items": Item,
     "memories": Memory,
     "relations": Relation,
     "pointers": Pointer,
+    "api_keys": ApiKey,
 }
-_SINCE = {"relations": 3}
+_SINCE = {"relations": 3, "api_keys": 4}
 """The format that brought a kind of records, where it was not the first."""
 _TEXT_VECTOR_ARRAYS = ("rows", "vectors", "digests")
 
@@ -74,6 +77,7 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
         ("memories", contents.memories),
         ("relations", contents.relations),
         ("pointers", contents.pointers),
+        ("api_keys", contents.api_keys),
     ):
         _write_records(scratch / f"{name}.jsonl", records)
     manifest = {
@@ -83,15 +87,15 @@ def write_snapshot(root: Path, contents: ViewContents) -> Path:
         "user_rows": contents.user_rows,
         "item_rows": contents.item_rows,
         "text_vectors": [{"kind": a.kind, "model": a.model} for a in contents.text_vectors],
-        "sha256": {p.name: _digest(p) for p in sorted(scratch.iterdir())},
+        "sha256": {p.name: digest_of_file(p) for p in sorted(scratch.iterdir())},
     }
     manifest["digest"] = _manifest_digest(manifest)
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for path in scratch.iterdir():
-        _sync(path)
-    _sync(scratch)
+        sync(path)
+    sync(scratch)
     scratch.rename(target)
-    _sync(root)
+    sync(root)
     return target
 
 
@@ -106,7 +110,7 @@ def read_snapshot(path: Path) -> GraphView:
         if manifest["digest"] != _manifest_digest(manifest):
             raise Corrupt(f"snapshot {path}: manifest.json does not match its own checksum")
         for name, digest in manifest["sha256"].items():
-            if _digest(path / name) != digest:
+            if digest_of_file(path / name) != digest:
                 raise Corrupt(f"snapshot {path}: {name} does not match its checksum")
         records = {
             name: list(_read_records(path / f"{name}.jsonl", kind))
@@ -203,16 +207,3 @@ def _read_side(
 def _manifest_digest(manifest: dict[str, Any]) -> str:
     rest = {name: value for name, value in manifest.items() if name != "digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from graph.schema import (
     Pointer,
 )
 from graph.store_backends import backend_of
+from graph.store_identity import new_store_id
 from graph.store_rows import PAGES, rows_of
 
 log = logging.getLogger(__name__)
@@ -238,6 +238,7 @@ class GraphStore:
                 tables.relations,
                 tables.text_vectors,
                 tables.pointers,
+                tables.api_keys,
             ):
                 gone = connection.execute(delete(table).where(table.c.deleted, table.c.version <= upto))
                 dropped += gone.rowcount
@@ -251,8 +252,8 @@ class GraphStore:
             return self._head(connection)
 
     def is_empty(self) -> bool:
-        """Whether nothing was ever written."""
-        return self.head().version == 0
+        """Whether no item was ever written: keys and settings may have been."""
+        return self.head().next_item_row == 0
 
     def remembered(self, keys: Sequence[Idempotency]) -> dict[tuple[str, str], Remembered]:
         """Outcomes of writes that carried these keys and have not expired, by (scope, key)."""
@@ -324,7 +325,7 @@ class GraphStore:
                 if found.schema_version < tables.SCHEMA_VERSION:
                     bring_up_to_date(connection)
                 return str(found.store_id)
-            store_id = uuid.uuid4().hex[:12]
+            store_id = new_store_id()
             connection.execute(
                 insert(tables.meta).values(
                     id=1,

@@ -123,6 +123,13 @@ class SQLite:
         self._url = url
         self.location = url.render_as_string(hide_password=True)
 
+    @property
+    def file(self) -> Path:
+        """Where it is. Raises InvalidInput for a database that is in no file."""
+        if not self._url.database or self._url.database == ":memory:":
+            raise InvalidInput(f"the store {self.location} is in memory, not in a file", param="store.url")
+        return Path(self._url.database)
+
     def engine(self, **options: Any) -> Engine:
         if self._url.database and self._url.database != ":memory:":
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +172,10 @@ class PostgreSQL:
         # The query may hold a password of its own.
         shown = {key: value for key, value in url.query.items() if key in ("host", "port")}
         self.location = url.set(drivername="postgresql", query=shown).render_as_string(hide_password=True)
+        self.address = URL.create(
+            "postgresql", url.username, None, url.host, url.port, url.database, shown
+        ).render_as_string()
+        """For PostgreSQL's own tools, without the password."""
 
     def engine(self, **options: Any) -> Engine:
         query = self._url.query

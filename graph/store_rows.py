@@ -12,6 +12,7 @@ from sqlalchemy import Table
 from graph import tables
 from graph.schema import (
     RATING_DTYPE,
+    ApiKey,
     ChangeSet,
     Item,
     Kind,
@@ -33,6 +34,7 @@ def rows_of(changes: ChangeSet) -> Iterator[tuple[Table, list[dict[str, Any]]]]:
     yield tables.pointers, [_values(pointer) for pointer in changes.pointers]
     yield tables.ratings, _rating_values(changes.ratings)
     yield tables.text_vectors, [_values(vector) for vector in changes.text_vectors]
+    yield tables.api_keys, [_values(key) for key in changes.api_keys]
 
 
 def _item(row: Any) -> Item:
@@ -47,11 +49,12 @@ PAGES: tuple[tuple[Kind, Table, Callable[[Sequence[Any]], dict[str, Any]]], ...]
     ("memory", tables.memories, lambda rows: {"memories": [Memory(*r) for r in rows]}),
     ("relation", tables.relations, lambda rows: {"relations": [Relation(*r) for r in rows]}),
     ("text_vector", tables.text_vectors, lambda rows: {"text_vectors": [TextVector(*r) for r in rows]}),
+    ("api_key", tables.api_keys, lambda rows: {"api_keys": [ApiKey(*r) for r in rows]}),
 )
 """Kinds in the order of the feed, their tables, and rows as fields of a change set; pointers follow."""
 
 
-def _values(record: User | Item | Memory | Relation | Pointer | TextVector) -> dict[str, Any]:
+def _values(record: User | Item | Memory | Relation | Pointer | TextVector | ApiKey) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 

@@ -17,8 +17,8 @@ from sqlalchemy import (
     Text,
 )
 
-SCHEMA_VERSION = 3
-"""2: text_vectors. 3: relations; validity and source of memories."""
+SCHEMA_VERSION = 4
+"""2: text_vectors. 3: relations; validity and source of memories. 4: api_keys."""
 
 metadata = MetaData()
 
@@ -130,6 +130,21 @@ pointers = Table(
     Column("version", BigInteger, nullable=False),
     Column("deleted", Boolean, nullable=False),
     Index("pointers_by_version", "version"),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("key_id", String(64), primary_key=True),
+    Column("role", String(16), nullable=False),
+    Column("user_id", Text, nullable=False),  # empty unless the role is "user"
+    Column("digest", String(64), nullable=False),  # SHA-256 of the secret; empty in a tombstone
+    Column("label", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),  # Unix seconds
+    Column("expires_at", BigInteger),  # Unix seconds; null: never
+    Column("version", BigInteger, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Index("api_keys_by_version", "version"),
 )
 
 pointer_history = Table(

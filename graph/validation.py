@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from typing import get_args
 
 import numpy as np
 
+from graph.api_keys import KEY_ID_RULE, is_key_id
 from graph.errors import InvalidInput
 from graph.schema import (
     ID_RULE,
     LABEL_RULE,
     MAX_ATTRIBUTES,
+    MAX_KEY_LABEL_CHARS,
     MAX_RELATION_CHARS,
     MAX_SOURCE_CHARS,
     MAX_TAG_CHARS,
@@ -21,16 +24,19 @@ from graph.schema import (
     MAX_UNIX_S,
     TEXT_RULE,
     Attributes,
+    PutApiKey,
     PutItem,
     PutMemory,
     PutRelation,
     PutTextVector,
+    Role,
     is_id,
     is_label,
     is_text,
 )
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
+_SECRET_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def checked_id(value: str, param: str) -> str:
@@ -126,6 +132,32 @@ def checked_attributes(attributes: Attributes) -> Attributes:
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidInput(f"attribute {name!r}: {value!r} is not a finite number", param="attributes")
     return dict(attributes)
+
+
+def check_api_key(key: PutApiKey) -> None:
+    """Raise InvalidInput for what cannot be a key."""
+    if not is_key_id(key.key_id):
+        raise InvalidInput(f"key_id {key.key_id[:80]!r} is refused: {KEY_ID_RULE}", param="key_id")
+    if key.role not in get_args(Role):
+        raise InvalidInput(f"role {key.role!r}: one of {', '.join(get_args(Role))}", param="role")
+    if _SECRET_DIGEST.fullmatch(key.digest) is None:
+        raise InvalidInput("the digest of a secret has 64 hexadecimal digits", param="digest")
+    if (key.role == "user") != bool(key.user_id):
+        raise InvalidInput(
+            "user_id says whose key it is: the role user needs it, and no other role takes it",
+            param="user_id",
+        )
+    if key.user_id:
+        checked_id(key.user_id, "user_id")
+    if key.label and not is_label(key.label, MAX_KEY_LABEL_CHARS):
+        raise InvalidInput(
+            f"label {key.label[:80]!r}: a label has at most {MAX_KEY_LABEL_CHARS} characters and "
+            f"{LABEL_RULE}",
+            param="label",
+        )
+    for name, seconds in (("created_at", key.created_at), ("expires_at", key.expires_at)):
+        if seconds is not None and not 0 <= seconds <= MAX_UNIX_S:
+            raise InvalidInput(f"{name} {seconds}: Unix seconds up to the year 9999", param=name)
 
 
 def check_text_vector(vector: PutTextVector) -> None:

@@ -18,7 +18,18 @@ from graph.errors import UnknownItem, UnknownUser
 from graph.node_text import DIGEST_BYTES, item_text, memory_text, text_digest
 from graph.rating_changes import apply_ratings
 from graph.relation_index import RelationIndex
-from graph.schema import ChangeSet, Item, Memory, Pointer, Relation, TargetKind, TextKind, User
+from graph.schema import (
+    ApiKey,
+    ChangeSet,
+    Item,
+    Memory,
+    Pointer,
+    Relation,
+    TargetKind,
+    TextKind,
+    User,
+    pointer_owner,
+)
 from graph.text_vectors import TextVectors, TextVectorTable
 from graph.view_contents import ViewContents
 
@@ -53,7 +64,7 @@ class Edges(NamedTuple):
 
 
 class GraphView:
-    """Users, items, ratings, memories, relations, pointers and text vectors of one store, at one version.
+    """Users, items, ratings, memories, relations, pointers, text vectors and API keys at one version.
 
     Arrays indexed by row have room for every row ever given out; rows of deleted nodes stay, without edges.
     """
@@ -70,6 +81,9 @@ class GraphView:
         self._memories_of: dict[int, set[int]] = {}
         self._relations = RelationIndex()
         self._pointers: dict[tuple[str, str], Pointer] = {}
+        self._pointers_of: dict[str, set[tuple[str, str]]] = {}
+        self._api_keys: dict[str, ApiKey] = {}
+        self._api_keys_of: dict[str, set[str]] = {}
         self._by_user = Adjacency({"value": np.float32, "timestamp": np.uint32})
         self._by_item = Adjacency({"value": np.float32})
         self._text_vectors = TextVectors()
@@ -89,6 +103,7 @@ class GraphView:
             self._by_item.csr(),
             self._text_vectors.contents(),
             list(self.relations()),
+            list(self.api_keys()),
         )
 
     @classmethod
@@ -98,7 +113,15 @@ class GraphView:
         self._reserve_users(contents.user_rows)
         self._reserve_items(contents.item_rows)
         records = contents.users, contents.items, contents.memories, contents.pointers
-        self.apply(ChangeSet(0, contents.version, *records, relations=contents.relations))
+        self.apply(
+            ChangeSet(
+                0,
+                contents.version,
+                *records,
+                relations=contents.relations,
+                api_keys=contents.api_keys,
+            )
+        )
         self._by_user = Adjacency.from_csr(*contents.by_user)
         self._by_item = Adjacency.from_csr(*contents.by_item)
         self._text_vectors = TextVectors(contents.text_vectors)
@@ -225,6 +248,22 @@ class GraphView:
     def pointers(self) -> Iterator[Pointer]:
         return iter(self._pointers.values())
 
+    def pointers_of(self, user_id: str) -> list[Pointer]:
+        """Pointers that belong to a user, by scope and name; see `pointer_owner`."""
+        return [self._pointers[key] for key in sorted(self._pointers_of.get(user_id, ()))]
+
+    def api_key(self, key_id: str) -> ApiKey | None:
+        """The key of that id, unless it was revoked; expired ones are there."""
+        return self._api_keys.get(key_id)
+
+    def api_keys(self) -> Iterator[ApiKey]:
+        """Keys that were not revoked, by id. O(k log k)."""
+        return (self._api_keys[key_id] for key_id in sorted(self._api_keys))
+
+    def api_keys_of(self, user_id: str) -> list[ApiKey]:
+        """A user's own keys, in no order."""
+        return [self._api_keys[key_id] for key_id in self._api_keys_of.get(user_id, ())]
+
     # ------------------------------------------------------------------------------------------- ratings
 
     def ratings_of(self, user_row: int) -> UserRatings:
@@ -331,10 +370,9 @@ class GraphView:
         users += [self._drop_user(u) for u in changes.users if u.deleted]
         items += [self._drop_item(i) for i in changes.items if i.deleted]
         for pointer in changes.pointers:
-            if pointer.deleted:
-                self._pointers.pop((pointer.scope, pointer.name), None)
-            else:
-                self._pointers[pointer.scope, pointer.name] = pointer
+            self._apply_pointer(pointer)
+        for key in changes.api_keys:
+            self._apply_api_key(key)
         self._text_vectors.apply(changes.text_vectors)
         delta = Delta(
             self.version,
@@ -388,6 +426,29 @@ class GraphView:
             own.add(memory.row)
         if not own:
             del self._memories_of[memory.user_row]
+
+    def _apply_pointer(self, pointer: Pointer) -> None:
+        key = (pointer.scope, pointer.name)
+        owner = pointer_owner(*key)
+        if pointer.deleted:
+            self._pointers.pop(key, None)
+        else:
+            self._pointers[key] = pointer
+        if owner is not None:
+            own = self._pointers_of.setdefault(owner, set())
+            own.discard(key) if pointer.deleted else own.add(key)
+            if not own:
+                del self._pointers_of[owner]
+
+    def _apply_api_key(self, key: ApiKey) -> None:
+        before = self._api_keys.pop(key.key_id, None)
+        if before is not None:
+            self._api_keys_of[before.user_id].discard(key.key_id)
+            if not self._api_keys_of[before.user_id]:
+                del self._api_keys_of[before.user_id]
+        if not key.deleted:
+            self._api_keys[key.key_id] = key
+            self._api_keys_of.setdefault(key.user_id, set()).add(key.key_id)
 
     def _reserve_users(self, count: int) -> None:
         self._users.extend([None] * (count - len(self._users)))

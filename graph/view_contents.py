@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from graph.adjacency import Int32, Int64
-from graph.schema import Item, Memory, Pointer, Relation, User
+from graph.schema import ApiKey, Item, Memory, Pointer, Relation, User
 from graph.text_vectors import TextVectorArrays
 
 Side: TypeAlias = tuple[Int64, Int32, dict[str, npt.NDArray[np.generic]]]
@@ -32,3 +32,4 @@ class ViewContents:
     by_item: Side
     text_vectors: list[TextVectorArrays] = field(default_factory=list)
     relations: list[Relation] = field(default_factory=list)
+    api_keys: list[ApiKey] = field(default_factory=list)

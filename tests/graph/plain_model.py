@@ -13,6 +13,7 @@ from graph.errors import WeftError
 from graph.node_text import item_text, text_digest
 from graph.schema import (
     ChangeSet,
+    DeleteApiKey,
     DeleteItem,
     DeleteMemory,
     DeleteRating,
@@ -21,6 +22,7 @@ from graph.schema import (
     DeleteUser,
     Item,
     Operation,
+    PutApiKey,
     PutItem,
     PutMemory,
     PutPointer,
@@ -40,6 +42,8 @@ from graph.writer import GraphWriter
 
 MemoryFacts: TypeAlias = tuple[str, str, int | None, int | None, str]
 """(user id, text, valid at, invalid at, source)"""
+KeyFacts: TypeAlias = tuple[str, str, str, str, int, int | None]
+"""(role, user id, digest, label, created at, expires at)"""
 RelationIds: TypeAlias = tuple[str, str, TargetKind, str]
 """(memory id, name, kind of the target, id of the target)"""
 
@@ -52,6 +56,7 @@ class PlainModel:
     memories: dict[str, MemoryFacts] = field(default_factory=dict)
     relations: dict[RelationIds, bool] = field(default_factory=dict)  # a set, in a form that copies
     pointers: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    api_keys: dict[str, KeyFacts] = field(default_factory=dict)
     rows: dict[tuple[TextKind, str], int] = field(default_factory=dict)
     text_vectors: dict[tuple[TextKind, str, str], tuple[str, bytes]] = field(default_factory=dict)
     given: dict[str, int] = field(default_factory=dict, compare=False)  # rows given out, by kind
@@ -132,7 +137,19 @@ class PlainModel:
                 return self.relations.pop((memory_id, name, kind, target_id), False)
             case PutPointer(scope, name, value):
                 self.pointers[scope, name] = dict(value)
+            case PutApiKey(key_id, role, digest, created_at, user_id, label, expires_at):
+                if key_id in self.api_keys or (role == "user") != bool(user_id):
+                    return False
+                if user_id:
+                    self.users.setdefault(user_id, {})
+                self.api_keys[key_id] = (role, user_id, digest, label, created_at, expires_at)
+            case DeleteApiKey(key_id):
+                return self.api_keys.pop(key_id, None) is not None
             case DeleteUser(user_id):
+                self.api_keys = {k: facts for k, facts in self.api_keys.items() if facts[1] != user_id}
+                if user_id in self.users:
+                    owned = (f"user/{user_id}/v1", user_id)
+                    self.pointers = {k: v for k, v in self.pointers.items() if k[1] not in owned}
                 self.ratings = {pair: r for pair, r in self.ratings.items() if pair[0] != user_id}
                 for memory_id in [m for m, owned in self.memories.items() if owned[0] == user_id]:
                     del self.memories[memory_id]
@@ -191,6 +208,22 @@ def model_of(view: GraphView) -> PlainModel:
     for user_id in user_ids.values():
         assert view.user(user_id).user_id == user_id
     assert (view.num_users, view.num_items) == (len(user_ids), len(item_ids))
+    api_keys = {
+        k.key_id: (k.role, k.user_id, k.digest, k.label, k.created_at, k.expires_at) for k in view.api_keys()
+    }
+    for key_id, (_, user_id, *_rest) in api_keys.items():
+        key = view.api_key(key_id)
+        assert key is not None
+        assert key in view.api_keys_of(user_id)
+    for user_id in {"", *user_ids.values()}:
+        assert {k.key_id for k in view.api_keys_of(user_id)} == {
+            key_id for key_id, facts in api_keys.items() if facts[1] == user_id
+        }
+    for pointer in view.pointers():
+        owner = {"adapter.user": pointer.name, "adapter_version": pointer.name.split("/")[-2:][0]}.get(
+            pointer.scope
+        )
+        assert owner is None or pointer in view.pointers_of(owner)
     rows: dict[tuple[TextKind, str], int] = {("item", i.item_id): i.row for i in view.items()}
     rows |= {("memory", m.memory_id): m.row for m in view.memories()}
     return PlainModel(
@@ -200,6 +233,7 @@ def model_of(view: GraphView) -> PlainModel:
         memories,
         _relations(view, rows),
         {(p.scope, p.name): dict(p.value) for p in view.pointers()},
+        api_keys,
         rows,
         _text_vectors(view, rows),
     )
@@ -262,6 +296,7 @@ def assert_same_view(view: GraphView, other: GraphView) -> None:
     assert sorted(view.memories(), key=lambda m: m.row) == sorted(other.memories(), key=lambda m: m.row)
     assert sorted(view.relations(), key=relation_order) == sorted(other.relations(), key=relation_order)
     assert {(p.scope, p.name): p for p in view.pointers()} == {(p.scope, p.name): p for p in other.pointers()}
+    assert list(view.api_keys()) == list(other.api_keys())
     assert model_of(view) == model_of(other)
 
 

@@ -22,6 +22,7 @@ from graph.errors import Fenced, SnapshotRequired, WeftError
 from graph.node_text import text_digest
 from graph.schema import (
     ChangeSet,
+    DeleteApiKey,
     DeleteItem,
     DeleteMemory,
     DeleteRating,
@@ -29,6 +30,7 @@ from graph.schema import (
     DeleteTextVector,
     DeleteUser,
     Operation,
+    PutApiKey,
     PutItem,
     PutMemory,
     PutPointer,
@@ -59,6 +61,7 @@ VECTORS = st.sampled_from(
 RATINGS = st.builds(PutRating, USERS, ITEMS, VALUES, st.integers(0, 3))
 TIMES = st.sampled_from([None, 5, 9])
 NAMES = st.sampled_from(["about", "since"])
+KEYS = st.sampled_from([f"weft_{n:016x}" for n in range(3)])
 TARGETS = st.tuples(st.just("item"), ITEMS) | st.tuples(st.just("memory"), MEMORIES)
 
 
@@ -96,6 +99,20 @@ OPERATIONS: st.SearchStrategy[Operation] = st.one_of(
         PutTextVector, st.just("memory"), MEMORIES, MODELS, st.sampled_from("pq").map(text_digest), VECTORS
     ),
     st.builds(DeleteTextVector, KINDS, st.integers(0, 6), MODELS),
+    st.builds(PutApiKey, KEYS, st.just("user"), st.just("0" * 64), st.just(9), USERS, st.just("a label")),
+    st.builds(
+        PutApiKey,
+        KEYS,
+        st.sampled_from(["admin", "read", "user"]),
+        st.just("1" * 64),
+        st.integers(0, 1),
+        expires_at=TIMES,
+    ),
+    st.builds(DeleteApiKey, KEYS),
+    st.builds(PutPointer, st.just("adapter.user"), USERS, st.just({"arms": []})),
+    st.builds(
+        PutPointer, st.just("adapter_version"), USERS.map("user/{}/v1".format), st.just({"digest": "d"})
+    ),
 )
 # What comes and goes within one commit.
 CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
@@ -109,6 +126,7 @@ CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
         PutRelation(rating.user_id, "m8", "before", "memory", "m9"),
         PutTextVector("item", rating.item_id, "t-1", text_digest("A."), vector),
         PutTextVector("memory", "m9", "t-1", text_digest("p"), vector),
+        PutApiKey("weft_00000000000000ff", "user", "2" * 64, 7, rating.user_id),
         *last(rating),
     ],
     RATINGS,
@@ -122,6 +140,7 @@ CHAINS: st.SearchStrategy[list[Operation]] = st.builds(
             lambda rating: [DeleteItem(rating.item_id), PutItem(rating.item_id, "A")],
             lambda rating: [PutItem(rating.item_id, "B")],
             lambda rating: [DeleteMemory("m8", rating.user_id)],
+            lambda rating: [DeleteApiKey("weft_00000000000000ff")],
             lambda rating: [DeleteMemory("m9", rating.user_id), PutMemory("m9", rating.user_id, "p")],
             lambda rating: [DeleteRelation(rating.user_id, "m9", "about", "item", rating.item_id)],
         ]

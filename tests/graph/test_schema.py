@@ -13,6 +13,7 @@ from graph.errors import ForeignToken, InvalidInput
 from graph.schema import (
     ALL_KINDS,
     RATING_DTYPE,
+    ApiKey,
     ChangeSet,
     Item,
     Memory,
@@ -71,6 +72,7 @@ def changes(first: int, last: int, row: int) -> ChangeSet:
         np.array([(row, row, 3.0, 0, last, False)], RATING_DTYPE),
         [TextVector("item", row, "m", "0" * 32, b"\0\x3c", last)],
         [Relation(row, "about", "item", row, last)],
+        [ApiKey(f"weft_{row:016x}", "read", "", "0" * 64, "", 0, None, last)],
     )
 
 
@@ -87,9 +89,10 @@ def test_a_filtered_change_set_keeps_its_span(kind: str) -> None:
 
 def test_pages_concatenate() -> None:
     joined = ChangeSet.concatenate([changes(0, 9, 1), ChangeSet(0, 9), changes(0, 9, 2)])
-    assert (joined.from_version, joined.to_version, len(joined)) == (0, 9, 14)
+    assert (joined.from_version, joined.to_version, len(joined)) == (0, 9, 16)
     assert [u.row for u in joined.users] == [m.row for m in joined.memories] == [1, 2]
     assert [v.row for v in joined.text_vectors] == [r.memory_row for r in joined.relations] == [1, 2]
+    assert [k.key_id[-1] for k in joined.api_keys] == ["1", "2"]
     assert joined.ratings["user_row"].tolist() == [1, 2]
 
 

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graph import snapshot
+from graph.durable_files import digest_of_file
 from graph.errors import Corrupt, SnapshotRequired
 from graph.node_text import item_text, text_digest
 from graph.schema import (
@@ -25,6 +26,7 @@ from graph.schema import (
     DeleteTextVector,
     DeleteUser,
     Item,
+    PutApiKey,
     PutItem,
     PutMemory,
     PutPointer,
@@ -81,6 +83,12 @@ def view(store: GraphStore) -> GraphView:
     ]
     fact = PutTextVector("memory", "m", "t-1", text_digest("likes\nnew lines"), embedding(rng, 3))
     write(writer, *text_vectors, fact)
+    write(
+        writer,
+        PutApiKey("weft_00000000000000aa", "user", "a" * 64, 1, "u1", "\u2603 phone", 99),
+        PutApiKey("weft_00000000000000bb", "admin", "b" * 64, 2),
+        PutApiKey("weft_00000000000000cc", "user", "c" * 64, 3, "u6"),
+    )
     write(writer, DeleteUser("u6"), DeleteItem("i8"), DeleteTextVector("item", 0, "t-2"))
     return writer.view
 
@@ -136,32 +144,36 @@ def as_format(folder: Path, number: int) -> None:
     """Turn a snapshot into what an older version wrote of the same graph."""
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["format"] = number
-    gone = [folder / "relations.jsonl"]
-    if number == 1:
+    gone = [folder / "api_keys.jsonl"]
+    if number < 3:
+        gone.append(folder / "relations.jsonl")
+        memories = folder / "memories.jsonl"
+        new = ("valid_at", "invalid_at", "source")
+        rows = [json.loads(line) for line in memories.read_text().splitlines()]
+        old = [{name: value for name, value in row.items() if name not in new} for row in rows]
+        memories.write_text("".join(json.dumps(row) + "\n" for row in old))
+        manifest["sha256"][memories.name] = digest_of_file(memories)
+    if number < 2:
         del manifest["text_vectors"]
         gone += folder.glob("text_vectors.*")
     for path in gone:
         path.unlink()
         del manifest["sha256"][path.name]
-    memories = folder / "memories.jsonl"
-    new = ("valid_at", "invalid_at", "source")
-    rows = [json.loads(line) for line in memories.read_text().splitlines()]
-    old = [{name: value for name, value in row.items() if name not in new} for row in rows]
-    memories.write_text("".join(json.dumps(row) + "\n" for row in old))
-    manifest["sha256"][memories.name] = snapshot._digest(memories)
     manifest["digest"] = snapshot._manifest_digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_an_older_snapshot_has_less(view: GraphView, tmp_path: Path, number: int) -> None:
     as_format(write_snapshot(tmp_path, view.contents()), number)
     again = newest_snapshot(tmp_path, view.store_id)
     assert again is not None
-    assert again.num_relations == 0
+    assert list(again.api_keys()) == [] != list(view.api_keys())
+    assert again.num_relations == (0 if number < 3 else view.num_relations)
     assert again.text_models("item") == (() if number == 1 else view.text_models("item"))
     bare = [replace(m, valid_at=None, invalid_at=None, source="") for m in view.memories()]
-    assert list(again.memories()) == bare != list(view.memories())
+    assert bare != list(view.memories())
+    assert list(again.memories()) == (bare if number < 3 else list(view.memories()))
     assert list(again.items()) == list(view.items())
     assert again.num_ratings == view.num_ratings > 0
 
@@ -208,6 +220,7 @@ FILES = [
     "memories.jsonl",
     "relations.jsonl",
     "pointers.jsonl",
+    "api_keys.jsonl",
     *(f"by_user.{part}.npy" for part in ("indptr", "keys", "value", "timestamp")),
     *(f"by_item.{part}.npy" for part in ("indptr", "keys", "value")),
     *(f"text_vectors.{n}.{part}.npy" for n in range(3) for part in ("rows", "vectors", "digests")),
@@ -248,7 +261,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     **{f"nothing in {name}": truncate(name, 0) for name in FILES},
     "another version": edit_manifest(lambda m: m.update(version=m["version"] + 1)),
     "another store": edit_manifest(lambda m: m.update(store_id="other")),
-    "another format": edit_manifest(lambda m: m.update(format=4)),
+    "another format": edit_manifest(lambda m: m.update(format=5)),
     "fewer rows": edit_manifest(lambda m: m.update(user_rows=1)),
     "no checksums": edit_manifest(lambda m: m.update(sha256={})),
     "checksums as a list": edit_manifest(lambda m: m.update(sha256=[])),
@@ -307,14 +320,14 @@ def test_a_write_that_was_interrupted_leaves_nothing_that_counts(
 ) -> None:
     older = GraphView(view.store_id, version=3)
     write_snapshot(tmp_path, older.contents())
-    sync = snapshot._sync
+    sync = snapshot.sync
 
     def power_loss(path: Path) -> None:
         if path.name.startswith(".writing-"):  # everything is written, the folder not yet renamed
             raise OSError("power loss")
         sync(path)
 
-    monkeypatch.setattr(snapshot, "_sync", power_loss)
+    monkeypatch.setattr(snapshot, "sync", power_loss)
     with pytest.raises(OSError, match="power loss"):
         write_snapshot(tmp_path, view.contents())
     monkeypatch.undo()
@@ -332,7 +345,7 @@ def test_everything_is_synced_before_the_rename_and_the_rename_after(
 ) -> None:
     synced: list[tuple[str, bool]] = []
     target = tmp_path / f"v{view.version:020d}"
-    monkeypatch.setattr(snapshot, "_sync", lambda path: synced.append((path.name, target.exists())))
+    monkeypatch.setattr(snapshot, "sync", lambda path: synced.append((path.name, target.exists())))
     write_snapshot(tmp_path, view.contents())
     assert {name for name, renamed in synced if not renamed} >= set(FILES)
     assert synced[-1] == (tmp_path.name, True)
