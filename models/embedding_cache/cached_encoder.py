@@ -44,6 +44,8 @@ class CachedEncoder:
             waiting may bring any number.
         entry_dtype: of the numbers in entries and therefore of every answer's precision.
         clock: monotonic seconds.
+        on_slice: told of each slice, on the encoder's thread: the seconds that the first of its calls was in
+            line, and those that the encoder took. It must not raise.
         key_parameters: JSON values that enter the key of every entry.
     """
 
@@ -59,6 +61,7 @@ class CachedEncoder:
         max_waiting_texts: int = 8192,
         entry_dtype: DtypeName = "float16",
         clock: Callable[[], float] = time.monotonic,
+        on_slice: Callable[[float, float], None] | None = None,
         **key_parameters: object,
     ) -> None:
         if ttl_s is not None and not ttl_s > 0:
@@ -87,6 +90,7 @@ class CachedEncoder:
             ttl_s,
             slice_texts,
             max_waiting_texts,
+            on_slice,
         )
         self._calls = Calls(
             self.namespace,
@@ -228,10 +232,10 @@ class CachedEncoder:
         """`invalidate` that waits without blocking the event loop."""
         return await asyncio.to_thread(self.invalidate, texts, prompt)
 
-    def statistics(self) -> CacheStatistics:
-        """Asks the store, which may take as long as its timeout."""
+    def statistics(self, *, of_store: bool = True) -> CacheStatistics:
+        """Asks the store, which may take as long as its timeout, unless `of_store` is False."""
         store, memory = self._store, self._memory
-        held = None if store is None else store.statistics()
+        held = store.statistics() if store is not None and of_store else None
         with self._flights.lock:
             return CacheStatistics(
                 namespace=self.namespace,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TypeAlias
@@ -61,6 +62,7 @@ class EncodeQueue:
                     f"{waiting} texts wait for the text model and {len(some)} more would pass the limit of "
                     f"{self._max_waiting_texts}; try again later"
                 )
+        flight.queued_at = time.monotonic()
         self._append(self._urgent, flight, places[urgent])
         self._append(self._others, flight, places[~urgent])
         if self._thread is None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 
 from graph.errors import InvalidInput, Unavailable
@@ -29,6 +32,7 @@ class Fetcher:
         ttl_s: of entries in both tiers.
         slice_texts: encoded at a time.
         max_waiting_texts: waiting for the encoder.
+        on_slice: told of each slice, see `CachedEncoder`.
     """
 
     def __init__(
@@ -41,7 +45,9 @@ class Fetcher:
         ttl_s: float | None,
         slice_texts: int,
         max_waiting_texts: int,
+        on_slice: Callable[[float, float], None] | None = None,
     ) -> None:
+        self._on_slice = on_slice
         self._encoder, self._codec, self._memory, self._store = encoder, codec, memory, store
         self._flights, self._ttl_s = flights, ttl_s
         self.queue = EncodeQueue(flights, self._encode_slice, slice_texts, max_waiting_texts)
@@ -85,8 +91,12 @@ class Fetcher:
     def _encode_slice(self, taken: Slice) -> None:
         """Encode texts of several flights at once; every one settles. Runs on the queue's thread alone."""
         texts = [flight.texts[place] for flight, places in taken for place in places.tolist()]
+        began = time.monotonic()
         try:
             vectors, tokens = self._encoder.encode_counted(texts, taken[0][0].prompt)
+            if self._on_slice is not None:
+                first = min(flight.queued_at for flight, _ in taken)
+                self._on_slice(began - first, time.monotonic() - began)
             if vectors.shape != (len(texts), self._codec.dimensions) or tokens.shape != (len(texts),):
                 raise Unavailable(
                     f"the text model answered {len(texts)} texts with vectors of shape {vectors.shape}; its "

@@ -44,6 +44,7 @@ class Flight:
         from_store: [m] the store had it.
         started: [m] the encoder has it, or nobody wants it any more.
         stale: [m] invalidated since; nobody may find it afterwards.
+        queued_at: when texts of it were last put in line for the encoder, in seconds of `time.monotonic`.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Flight:
         self.settled, self.from_store, self.started, self.stale = np.zeros((4, count), np.bool_)
         self.urgent: Bools = np.full(count, urgent)
         self.waiters: list[Waiter] = []
+        self.queued_at = 0.0
         self._places: dict[Hashable, int] | None = None
 
     def place(self, name: Hashable) -> int:

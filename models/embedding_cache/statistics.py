@@ -43,7 +43,7 @@ class CacheStatistics:
     breaker: str
     """"closed", "open", "half-open"; "none" without a store."""
     store: StoreStatistics | None
-    """None without a store, and while it does not answer."""
+    """None without a store, while it does not answer, and where it was not asked."""
 
     @property
     def hits(self) -> int:

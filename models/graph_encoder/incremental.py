@@ -28,12 +28,18 @@ class LinearState(MaintainedItems):
     _source_base: Float32
     _target_base: Float32
 
-    def __init__(self, parameters: LinearParameters, extractor: FeatureExtractor, view: GraphView) -> None:
-        """Build in full, O(ratings * D)."""
+    def __init__(
+        self,
+        parameters: LinearParameters,
+        extractor: FeatureExtractor,
+        view: GraphView,
+        device: str = "cpu",
+    ) -> None:
+        """Build in full, O(ratings * D), the sums over ratings on `device`."""
         self._message_exponent = -(2.0 - parameters.degree_exponent)
         self._mix = parameters.mix.astype(np.float32)
         self._w1, self._w4 = float(self._mix[1]), float(self._mix[4])
-        super().__init__(parameters, extractor, view, -parameters.degree_exponent)
+        super().__init__(parameters, extractor, view, -parameters.degree_exponent, device)
 
     # ------------------------------------------------------------------------------------------- reading
 

@@ -25,6 +25,7 @@ from models.graph_encoder.item_rows import ItemRows
 from models.graph_encoder.item_tables import changed_items
 from models.graph_encoder.numerics import Matrix, dense, power, row_sums
 from models.graph_encoder.parameters import EncoderParameters
+from models.graph_encoder.summation import add_up
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 Float64: TypeAlias = npt.NDArray[np.float64]
@@ -45,14 +46,18 @@ class MaintainedItems(ItemRows):
         extractor: FeatureExtractor,
         view: GraphView,
         degree_exponent: float,
+        device: str,
     ) -> None:
-        """Add up all ratings, O(ratings * D). An item's sum is scaled by its degree to `degree_exponent`."""
+        """Add up all ratings, O(ratings * D), on `device`; all that follows is on the CPU.
+
+        An item's sum is scaled by its degree to `degree_exponent`.
+        """
         super().__init__(parameters, extractor, view)
         self._degree_exponent = degree_exponent
         self._levels = np.array(parameters.edge_weights.levels, np.float32)
         self._weights = np.array((0.0, *parameters.edge_weights.weights), np.float32)
         self._attributes: dict[int, Float32] = {}
-        self._add_up(view)
+        self._add_up(view, device)
 
     # ---------------------------------------------------------------------------------- up to the kind
 
@@ -321,15 +326,20 @@ class MaintainedItems(ItemRows):
             if own is not None:
                 vectors[n] += own
 
-    def _add_up(self, view: GraphView) -> None:
+    def _add_up(self, view: GraphView, device: str) -> None:
         edges = view.edges()
         weights = self._weigh(edges.values).astype(np.float64)
         liked = np.flatnonzero(weights)
         users, items, weights = edges.user_rows[liked], edges.item_rows[liked], weights[liked]
         num_users = int(users[-1]) + 1 if len(users) else 0
         matrix = sp.csr_matrix((weights, (users, items)), shape=(num_users, self._rows))
-        messages = self._messages(matrix @ self._q[: self._rows].astype(np.float64), row_sums(matrix))
-        self._sums[: self._rows] = dense(matrix.T @ messages)
+        totals = row_sums(matrix)
+        self._sums[: self._rows] = add_up(
+            matrix,
+            self._q[: self._rows].astype(np.float64),
+            lambda gathered: self._messages(gathered, totals),
+            device,
+        )
         self._degree[: self._rows] = np.bincount(items, weights, self._rows)
         self._liked[: self._rows] = np.bincount(items, minlength=self._rows)
         self._scale[: self._rows] = power(self.degree, self._degree_exponent)

@@ -33,13 +33,19 @@ class SageState(MaintainedItems):
     _source_base: Float32
     _target_base: Float32
 
-    def __init__(self, parameters: SageParameters, extractor: FeatureExtractor, view: GraphView) -> None:
-        """Build in full, O(ratings * D)."""
+    def __init__(
+        self,
+        parameters: SageParameters,
+        extractor: FeatureExtractor,
+        view: GraphView,
+        device: str = "cpu",
+    ) -> None:
+        """Build in full, O(ratings * D), the sums over ratings on `device`."""
         # Messages that were added are taken away again: both in float64, like the sums.
         self._user_neighbours = parameters.user_neighbours.astype(np.float64)
         self._user_bias = parameters.user_bias.astype(np.float64)
         self._texts = MemoryTexts(parameters, extractor)
-        super().__init__(parameters, extractor, view, -1.0)
+        super().__init__(parameters, extractor, view, -1.0, device)
 
     # ------------------------------------------------------------------------------------------- reading
 

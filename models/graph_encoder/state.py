@@ -95,11 +95,15 @@ class EncoderState(Protocol):
         """Greatest difference to a rebuild, relative to each table's greatest magnitude."""
 
 
-def build_state(parameters: EncoderParameters, view: GraphView) -> EncoderState:
-    """The state of an encoder of any kind over a view, in full: O(ratings * D)."""
+def build_state(parameters: EncoderParameters, view: GraphView, device: str = "cpu") -> EncoderState:
+    """The state of an encoder of any kind over a view, in full: O(ratings * D).
+
+    `device` is where all ratings are added up. Whatever follows them afterwards is on the CPU: a rating
+    touches a few rows, for which a GPU takes longer than they take.
+    """
     extractor = extractor_from_config(parameters.features)
     if isinstance(parameters, LinearParameters):
-        return LinearState(parameters, extractor, view)
+        return LinearState(parameters, extractor, view, device)
     if isinstance(parameters, SageParameters):
-        return SageState(parameters, extractor, view)
+        return SageState(parameters, extractor, view, device)
     raise InvalidInput(f"{type(parameters).__name__} are of no kind of encoder that this release serves")

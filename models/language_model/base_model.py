@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import torch
 from torch import nn
 
 from graph.errors import InvalidInput, OutOfMemory, UnknownModel, WeftError
+from models.devices import choose_device
 from models.language_model.architectures import check_architecture
 from models.language_model.base_spec import BaseModelSpec
 from models.language_model.memory_recovery import is_out_of_memory
 from models.language_model.opening import LanguageModelSpec
 from models.model_files import LOADING, from_hub, public_name, quiet, refuse_pickled, weights_digest
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,35 +172,6 @@ def linear_layers(model: nn.Module) -> dict[str, tuple[int, int]]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of that name; "auto" is CUDA when it works, else the CPU, with a warning when it is broken.
-
-    Raises InvalidInput for a device that is asked for and is not there.
-    """
-    if wanted == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        try:
-            torch.zeros(1, device="cuda").item()  # waits, as a kernel that cannot run fails late
-        except (RuntimeError, AssertionError) as error:
-            log.warning("there is a CUDA device, but it does not work; going on on the CPU: %s", error)
-            return torch.device("cpu")
-        return torch.device("cuda")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise InvalidInput(f"device is {wanted[:80]!r}; use auto, cpu, cuda or cuda:N", param="device")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InvalidInput(
-            f"device is {wanted!r}, but {torch.cuda.device_count()} CUDA devices can be used here; "
-            "use auto or cpu",
-            param="device",
-        )
-    return device
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "EngineLimits"]
 
 _logger = logging.getLogger(__name__)
+_MAX_NAMED = 64  # requests in one line of the log
 _CALM_STEPS = 32  # without a lack of memory, until the batch may grow by one again
 
 
@@ -343,7 +344,8 @@ class Engine(LanguageBackend):
     def _recover(self, error: Exception, rows: Rows[Sequence]) -> None:
         """Make the failed step of these rows worth repeating: with more memory, or without them."""
         if not is_out_of_memory(error):
-            _logger.error("a step of %d rows failed", len(rows), exc_info=error)
+            named = ", ".join(row.request.request_id for row in rows[:_MAX_NAMED])
+            _logger.error("a step of %d rows failed, for requests %s", len(rows), named, exc_info=error)
             for row in list(rows):
                 self._leave(row, WeftError(f"the model failed: {type(error).__name__}; see the server's log"))
             return

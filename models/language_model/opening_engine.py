@@ -14,6 +14,7 @@ from models.language_model.engine import Engine
 from models.language_model.engine_limits import EngineLimits
 from models.language_model.generator import Generator
 from models.language_model.lora import LoraSlots
+from models.language_model.memory_plan import plan_memory, say_what_fits
 from models.language_model.opening import LanguageModelSpec
 from models.language_model.prefix_cache import PrefixCache
 from models.language_model.resident_adapters import ResidentAdapters
@@ -81,6 +82,10 @@ def open_engine(
     """
     options = options or EngineOptions()
     base = open_base_model(spec)
+    limits = options.limits
+    window = min(base.max_tokens, limits.max_context_tokens or base.max_tokens)
+    if (plan := plan_memory(base, window)) is not None:
+        say_what_fits(plan, limits.max_batch)
     cache = PrefixCache(options.prefix_cache_bytes) if options.prefix_cache_bytes else None
     if adapters is None:
         return OpenEngine(Engine(base, limits=options.limits, prefix_cache=cache), base)

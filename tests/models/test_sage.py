@@ -240,7 +240,9 @@ def test_random_writes_end_where_a_rebuild_does(edge_weights: EdgeWeights, per_v
     assert state.deviation(writer.view) < 1e-6
     fresh = SageState(state.parameters, TEXT, writer.view)
     rows = [memory.row for memory in writer.memories.values()]
-    np.testing.assert_array_equal(state.memory_vectors(rows), fresh.memory_vectors(rows))
+    # Not to the last bit: a matrix product of a few rows rounds other than one of all, on some processors.
+    kept, built = state.memory_vectors(rows), fresh.memory_vectors(rows)
+    assert np.abs(kept - built).max() < 1e-6 * np.abs(built).max()
 
 
 def test_the_network_of_torch_geometric_gives_the_same() -> None:

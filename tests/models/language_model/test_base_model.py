@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from graph.errors import InvalidInput, OutOfMemory, UnknownModel
+from models.devices import choose_device
 from models.language_model.base_model import (
     BaseModel,
-    choose_device,
     choose_dtype,
     linear_layers,
     open_base_model,
