@@ -7,7 +7,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -357,6 +357,17 @@ class AdapterManager:
                 if time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(_RETRY_S)
+
+    def clear(self, digests: Collection[str]) -> None:
+        """Remove, in the background, files whose last version went with its user."""
+        task = asyncio.create_task(self._clear(tuple(digests)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _clear(self, digests: Sequence[str]) -> None:
+        async with self._folder.locked():
+            for digest in digests:
+                await self._drop_unused(digest)
 
     async def _drop_unused(self, digest: str) -> None:
         """Remove files that no version has; only under the lock.

@@ -17,7 +17,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deployments import cli_adapters, cli_cache, cli_encoders, cli_generation, cli_memories, cli_tour
+from deployments import (
+    cli_adapters,
+    cli_backup,
+    cli_cache,
+    cli_encoders,
+    cli_generation,
+    cli_keys,
+    cli_memories,
+    cli_tour,
+)
 from deployments.cli_output import AsJson, messages, print_json, progress_bar, settings_rows
 from deployments.settings import Settings
 from graph.errors import WeftError
@@ -28,6 +37,7 @@ app.add_typer(imports, name="import", help="Bring data in.")
 app.add_typer(cli_encoders.commands, name="encoder", help="Trained encoders.")
 app.add_typer(cli_cache.commands, name="cache", help="The cache of text embeddings.")
 app.add_typer(cli_memories.commands, name="memories", help="What is remembered of a user.")
+app.add_typer(cli_keys.commands, name="keys", help="API keys.")
 app.add_typer(cli_adapters.commands, name="adapters", help="LoRA adapters of the language model.")
 
 Strict = Annotated[bool, typer.Option(help="Refuse everything if one row is bad.")]
@@ -54,12 +64,21 @@ def main() -> None:
             _say_error(f"{where}{text}")
         sys.exit(1)
     except _client_errors() as error:
-        _say_error(str(error))
+        _say_error(f"{error}{_advice(error)}")
         sys.exit(1)
 
 
 def _say_error(text: str) -> None:
     messages.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a refusal by the service, where a command can do something."""
+    from deployments.client import AuthenticationError, PermissionDeniedError
+
+    if isinstance(error, AuthenticationError | PermissionDeniedError):
+        return ". Commands send the key in WEFT_API_KEY (docs/security.md)"
+    return ""
 
 
 def _client_errors() -> tuple[type[Exception], ...]:
@@ -76,20 +95,25 @@ def run(
     data: Annotated[
         Path | None, typer.Option(help="MovieLens folder to start from; default: the generated catalogue.")
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen beyond loopback without keys, for everybody."),
+    ] = False,
     verbose: Annotated[bool, typer.Option(help="Show Ray's own messages.")] = False,
 ) -> None:
     """Fill an empty store, train an encoder if there is none, and serve until Ctrl-C."""
     from deployments.launcher import check_port, check_store, exit_on_sigterm, running, wait_for_signal
 
     exit_on_sigterm()
-    settings = Settings()
+    settings = Settings(insecure=True) if insecure else Settings()
     check_port(settings)
     check_store(settings)
+    cli_keys.warn_of_access(settings)
     try:
         prepare(settings, data)
         messages.print("Starting the service ...")
-        with running(settings, quiet=not verbose):
-            _welcome(settings)
+        with running(settings, quiet=not verbose) as metrics_url:
+            _welcome(settings, metrics_url)
             wait_for_signal()
             messages.print("Stopping ...")
     except KeyboardInterrupt:
@@ -129,31 +153,29 @@ def _fill_if_empty(settings: Settings, data: Path | None) -> None:
     _import(settings, dataset, Path("rejects.csv"), strict=False, as_json=None)
 
 
-def _welcome(settings: Settings) -> None:
-    from deployments.client import WeftClient
-
-    with WeftClient(settings.url) as client:
-        user = client.list_users(limit=1).records[0].user_id
-        item = client.recommend(user, n=1).recommendations[0].item_id
+def _welcome(settings: Settings, metrics_url: str) -> None:
+    user, item = _somebody(settings)
+    key = "" if settings.auth == "off" else ' -H "authorization: Bearer $WEFT_API_KEY"'
+    post = f"curl{key} -X POST {settings.url}"
     print(f"Weft is ready at {settings.url} (API: {settings.url}/docs). Try:\n")
-    print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'")
+    print(f"  curl{key} '{settings.url}/v1/users/{user}/recommendations?n=3'")
     print(
-        f"  curl -X POST {settings.url}/v1/ratings -H 'content-type: application/json' \\\n"
+        f"  {post}/v1/ratings -H 'content-type: application/json' \\\n"
         f'       -d \'{{"user_id": "{user}", "item_id": "{item}", "value": 5}}\''
     )
-    print(f"  curl '{settings.url}/v1/users/{user}/recommendations?n=3'")
+    print(f"  curl{key} '{settings.url}/v1/users/{user}/recommendations?n=3'")
     print(
-        f"  curl -X POST {settings.url}/v1/search -H 'content-type: application/json' \\\n"
+        f"  {post}/v1/search -H 'content-type: application/json' \\\n"
         '       -d \'{"query": "a love story at sea", "n": 3}\''
     )
     print(
-        f"  curl -X POST {settings.url}/v1/users/{user}/memories -H 'content-type: application/json' \\\n"
+        f"  {post}/v1/users/{user}/memories -H 'content-type: application/json' \\\n"
         '       -d \'{"text": "I watch films with my daughter."}\''
     )
     model = settings.language_model
     if model.enabled:
         print(
-            f"  curl -X POST {settings.url}/v1/generate -H 'content-type: application/json' \\\n"
+            f"  {post}/v1/generate -H 'content-type: application/json' \\\n"
             f'       -d \'{{"user_id": "{user}", "temperature": 0, '
             '"text": "What should I watch next, and who do I watch films with?"}\''
         )
@@ -164,16 +186,30 @@ def _welcome(settings: Settings) -> None:
             "from what is known about a user and knows nothing else.\n"
             "WEFT_LANGUAGE_MODEL__MODEL=path/to/model sets a real one (docs/generation.md).\n"
         )
+    print(f"Metrics for Prometheus: {metrics_url} (docs/metrics.md).\n")
     print("Ctrl-C stops it.", flush=True)
+
+
+def _somebody(settings: Settings) -> tuple[str, str]:
+    """Ids of a user and of an item that is recommended to that user; placeholders where no key shows any."""
+    from deployments.client import AuthenticationError, PermissionDeniedError
+    from deployments.service_client import service_client
+
+    try:
+        with service_client(settings) as client:
+            user = client.list_users(limit=1).records[0].user_id
+            return user, client.recommend(user, n=1).recommendations[0].item_id
+    except (AuthenticationError, PermissionDeniedError):
+        return "USER", "ITEM"
 
 
 @app.command()
 def status(as_json: AsJson = False) -> None:
     """What the running service says of itself."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
     settings = Settings()
-    with WeftClient(settings.url) as client:
+    with service_client(settings) as client:
         found = client.status()
     if as_json:
         print_json(found)
@@ -311,6 +347,8 @@ def _import(settings: Settings, dataset: Any, rejects: Path, strict: bool, as_js
         messages.print(f"The rejected rows are in {rejects}.")
 
 
+app.command()(cli_backup.backup)
+app.command()(cli_backup.restore)
 app.command()(cli_encoders.train)
 app.command()(cli_encoders.evaluate)
 

@@ -40,7 +40,7 @@ def train(
 ) -> None:
     """Train an adapter that writes as these texts do; here, not in the service."""
     from deployments.cli_adapters import parts
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
     scope, name = parts(target)
     if version is None and (out is None or activate):
@@ -54,7 +54,7 @@ def train(
     with ExitStack() as stack:
         client = None
         if version is not None:
-            client = stack.enter_context(WeftClient(settings.url))
+            client = stack.enter_context(service_client(settings))
             # Before the work, not after it: a service that is away or has no place for the adapter.
             if version in {one.version for one in client.list_adapters(scope, name, 1_000).versions}:
                 raise InvalidInput(f"{target} has a version {version}: choose another label")

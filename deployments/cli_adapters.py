@@ -30,10 +30,10 @@ def list_adapters(
     as_json: AsJson = False,
 ) -> None:
     """Versions, what is active, and candidates in the inbox."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
     scope, name = (None, None) if target is None else parts(target)
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         first = page = client.list_adapters(scope, name, _PAGE)
         versions = list(page.versions)
         while page.next is not None:
@@ -82,12 +82,12 @@ def put(
     as_json: AsJson = False,
 ) -> None:
     """Check an adapter and give it a label."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
     scope, name = parts(target)
     if (folder is None) == (inbox is None):
         raise InvalidInput("name one source: a folder here, or --inbox PATH")
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         try:
             found = client.put_adapter(scope, name, version, folder, inbox=inbox)
         except OSError as error:
@@ -112,7 +112,7 @@ def activate_version(
     as_json: AsJson = False,
 ) -> None:
     """Make a version active for the next requests; running ones finish on the old one."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
     scope, name = parts(target)
     if bool(versions) == none:
@@ -120,7 +120,7 @@ def activate_version(
     shares = dict(_share(text) for text in versions or ())
     if len(shares) < len(versions or ()):
         raise InvalidInput("a version is named twice")
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         if len(shares) > 1:
             state = client.activate_adapter(scope, name, arms=shares)
         else:
@@ -131,9 +131,9 @@ def activate_version(
 @commands.command()
 def rollback(target: Target, as_json: AsJson = False) -> None:
     """Make what was active before active again."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         state = client.roll_back_adapter(*parts(target))
     _tell(state, as_json)
 
@@ -141,9 +141,9 @@ def rollback(target: Target, as_json: AsJson = False) -> None:
 @commands.command()
 def history(target: Target, as_json: AsJson = False) -> None:
     """Every state of a pointer, oldest first."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         states = client.adapter_history(*parts(target))
     if as_json:
         print_json([asdict(state) for state in states])
@@ -159,9 +159,9 @@ def history(target: Target, as_json: AsJson = False) -> None:
 @commands.command()
 def delete(target: Target, version: str, as_json: AsJson = False) -> None:
     """Remove a version that is neither active nor the one to roll back to."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         client.delete_adapter(*parts(target), version)
     if as_json:
         print_json({"deleted": f"{target}/{version}"})

@@ -221,14 +221,14 @@ def _opened(url: str) -> Iterator[EmbeddingStore]:
 @contextmanager
 def _service(settings: Settings) -> Iterator[WeftClient | None]:
     """A client of the running service, if one runs."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
     from deployments.store_access import service_url
 
     url = service_url(settings)
     if url is None:
         yield None
         return
-    with WeftClient(url) as client:
+    with service_client(settings, url) as client:
         yield client
 
 

@@ -48,7 +48,7 @@ def generate(
     as_json: AsJson = False,
 ) -> None:
     """One answer, printed as it comes."""
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
     question = text if text is not None or explain is not None else sys.stdin.read()
     if explain is None and not (question or "").strip():
@@ -65,7 +65,7 @@ def generate(
         "max_context_tokens": max_context_tokens,
         "explain_item": explain,
     }
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         if as_json:
             print_json(asdict(client.generate(question, **options)))
             return
@@ -83,7 +83,8 @@ def chat(
     max_context_tokens: MaxContextTokens = None,
 ) -> None:
     """Talk to the model; an empty line or Ctrl-D ends it."""
-    from deployments.client import WeftAPIError, WeftClient
+    from deployments.client import WeftAPIError
+    from deployments.service_client import service_client
 
     turns: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
     options = {
@@ -95,7 +96,7 @@ def chat(
         "use_context": context,
         "max_context_tokens": max_context_tokens,
     }
-    with WeftClient(Settings().url) as client:
+    with service_client(Settings()) as client:
         model = client.list_models()[0]
         messages.print(f"Model {escape(model.id)}; an empty line ends the conversation.")
         if model.id == small_model_folder().name:

@@ -189,9 +189,9 @@ def context(
 
 
 def _client() -> Any:
-    from deployments.client import WeftClient
+    from deployments.service_client import service_client
 
-    return WeftClient(Settings().url)
+    return service_client(Settings())
 
 
 def _tell(written: dict[str, Any], sentence: str, as_json: bool) -> None:

@@ -28,7 +28,8 @@ def tour(
 
     It makes a user of its own, shows every request it sends, and removes what it made.
     """
-    from deployments.client import WeftAPIError, WeftClient
+    from deployments.client import WeftAPIError
+    from deployments.service_client import service_client
     from graph.errors import InvalidInput
 
     unknown = sorted(set(step or ()) - set(STEPS))
@@ -38,7 +39,7 @@ def tour(
     waits = interactive if pause is None else pause
     settings = Settings()
     failed = []
-    with WeftClient(settings.url, deadline_s=60) as client:
+    with service_client(settings, deadline_s=60) as client:
         walk = Tour(client, settings.url, f"tour-{secrets.token_hex(3)}", seconds, interactive)
         try:
             walk.begin()

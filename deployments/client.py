@@ -34,15 +34,18 @@ import orjson
 from deployments import client_adapters as adapters
 from deployments import client_calls as calls
 from deployments import client_generation as generation
+from deployments import client_keys as keys
 from deployments import client_memories as memories
 from deployments.client_calls import GENERATION_TIMEOUT_S, Call
 from deployments.client_errors import (
+    AuthenticationError,
     ConflictError,
     ConnectionFailed,
     ForeignTokenError,
     InternalServerError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
     RateLimitError,
     UnavailableError,
     WeftAPIError,
@@ -58,12 +61,14 @@ from deployments.client_generation import (
 
 __all__ = [
     "AsyncWeftClient",
+    "AuthenticationError",
     "ConflictError",
     "ConnectionFailed",
     "ForeignTokenError",
     "InternalServerError",
     "InvalidRequestError",
     "NotFoundError",
+    "PermissionDeniedError",
     "RateLimitError",
     "UnavailableError",
     "WeftAPIError",
@@ -168,6 +173,10 @@ class _Session:
         return delay
 
 
+def _authorization(api_key: str | None) -> dict[str, str]:
+    return {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+
+
 async def _read_in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
     while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
         yield chunk
@@ -201,6 +210,7 @@ class WeftClient(_Session):
         self,
         base_url: str = "http://127.0.0.1:8000",
         *,
+        api_key: str | None = None,
         deadline_s: float = 30.0,
         timeout_s: float = 10.0,
         max_attempts: int = 6,
@@ -208,7 +218,7 @@ class WeftClient(_Session):
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         super().__init__(deadline_s, timeout_s, max_attempts)
-        self._http = httpx.Client(base_url=base_url, transport=transport)
+        self._http = httpx.Client(base_url=base_url, transport=transport, headers=_authorization(api_key))
         self._sleep = sleep
 
     def __enter__(self) -> Self:
@@ -294,6 +304,9 @@ class WeftClient(_Session):
     activate_adapter = _sync(adapters.activate_adapter)
     roll_back_adapter = _sync(adapters.roll_back_adapter)
     adapter_history = _sync(adapters.adapter_history)
+    create_key = _sync(keys.create_key)
+    list_keys = _sync(keys.list_keys)
+    revoke_key = _sync(keys.revoke_key)
     live = _sync(calls.live)
     ready = _sync(calls.ready)
     status = _sync(calls.status)
@@ -306,6 +319,7 @@ class AsyncWeftClient(_Session):
         self,
         base_url: str = "http://127.0.0.1:8000",
         *,
+        api_key: str | None = None,
         deadline_s: float = 30.0,
         timeout_s: float = 10.0,
         max_attempts: int = 6,
@@ -313,7 +327,9 @@ class AsyncWeftClient(_Session):
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         super().__init__(deadline_s, timeout_s, max_attempts)
-        self._http = httpx.AsyncClient(base_url=base_url, transport=transport)
+        self._http = httpx.AsyncClient(
+            base_url=base_url, transport=transport, headers=_authorization(api_key)
+        )
         self._sleep = sleep
 
     async def __aenter__(self) -> Self:
@@ -399,6 +415,9 @@ class AsyncWeftClient(_Session):
     activate_adapter = _async(adapters.activate_adapter)
     roll_back_adapter = _async(adapters.roll_back_adapter)
     adapter_history = _async(adapters.adapter_history)
+    create_key = _async(keys.create_key)
+    list_keys = _async(keys.list_keys)
+    revoke_key = _async(keys.revoke_key)
     live = _async(calls.live)
     ready = _async(calls.ready)
     status = _async(calls.status)

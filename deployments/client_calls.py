@@ -111,7 +111,7 @@ def delete_user(user_id: str) -> Call[Written]:
 
 
 def list_users(limit: int = 100, after: str | None = None) -> Call[Page[User]]:
-    return _page("/v1/users", "users", User, limit, after)
+    return paged("/v1/users", "users", User, limit, after)
 
 
 # --------------------------------------------------------------------------------------------------- items
@@ -139,7 +139,7 @@ def delete_item(item_id: str) -> Call[Written]:
 
 
 def list_items(limit: int = 100, after: str | None = None) -> Call[Page[Item]]:
-    return _page("/v1/items", "items", Item, limit, after)
+    return paged("/v1/items", "items", Item, limit, after)
 
 
 def similar_items(
@@ -174,7 +174,7 @@ def delete_rating(user_id: str, item_id: str) -> Call[Written]:
 
 
 def list_ratings(user_id: str, limit: int = 100, after: str | None = None) -> Call[Page[Rating]]:
-    return _page(f"/v1/users/{segment(user_id)}/ratings", "ratings", Rating, limit, after)
+    return paged(f"/v1/users/{segment(user_id)}/ratings", "ratings", Rating, limit, after)
 
 
 # ----------------------------------------------------------------------------------------- recommendations
@@ -340,7 +340,7 @@ def writing(method: str, path: str, body: object = None) -> Call[Written]:
     return Call(method, path, lambda data: build(Written, data), body=body, headers=headers, reads=False)
 
 
-def _page(path: str, plural: str, record: type[T], limit: int, after: str | None) -> Call[Page[T]]:
+def paged(path: str, plural: str, record: type[T], limit: int, after: str | None) -> Call[Page[T]]:
     def parse(data: Any) -> Page[T]:
         version = data["version"]
         records = tuple(build(record, {"version": version, **entry}) for entry in data[plural])

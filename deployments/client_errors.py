@@ -2,6 +2,8 @@
 
 WeftAPIError
 |- InvalidRequestError      400, 405, 413, 415, 422
+|- AuthenticationError      401
+|- PermissionDeniedError    403
 |- NotFoundError            404
 |- ConflictError            409
 |  |- ForeignTokenError
@@ -46,6 +48,12 @@ class WeftAPIError(Exception):
 class InvalidRequestError(WeftAPIError): ...
 
 
+class AuthenticationError(WeftAPIError): ...
+
+
+class PermissionDeniedError(WeftAPIError): ...
+
+
 class NotFoundError(WeftAPIError): ...
 
 
@@ -69,6 +77,8 @@ class ConnectionFailed(WeftAPIError): ...
 
 _STATUS_OF = {
     "invalid_request_error": 422,
+    "authentication_error": 401,
+    "permission_error": 403,
     "not_found_error": 404,
     "conflict_error": 409,
     "rate_limit_error": 429,
@@ -109,7 +119,14 @@ def error_of(response: httpx.Response) -> WeftAPIError:
 def _kind_of(status: int, code: str) -> type[WeftAPIError]:
     if code == "foreign_token":
         return ForeignTokenError
-    kinds = {404: NotFoundError, 409: ConflictError, 429: RateLimitError, 503: UnavailableError}
+    kinds: dict[int, type[WeftAPIError]] = {
+        401: AuthenticationError,
+        403: PermissionDeniedError,
+        404: NotFoundError,
+        409: ConflictError,
+        429: RateLimitError,
+        503: UnavailableError,
+    }
     return kinds.get(status, InternalServerError if status >= 500 else InvalidRequestError)
 
 

@@ -1,12 +1,17 @@
-"""Caller-side batching: everything that waits while a call is in flight leaves in the next call."""
+"""Caller-side batching: everything that waits while a call is in flight leaves in the next call.
+
+The call is made under the ids of all its requests: a line in the log about it is about each of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Generic, TypeVar
 
+from deployments import request_ids
 from graph.errors import Overloaded, Unavailable, WeftError
 
 Item = TypeVar("Item")
@@ -43,8 +48,10 @@ class Coalescer(Generic[Item, Result]):
         max_waiting: int = 1024,
         send_timeout_s: float | None = 30.0,
         translate: Callable[[Exception], Exception] | None = None,
+        waited: Callable[[float], None] | None = None,
         name: str = "coalesced call",
     ) -> None:
+        """`waited` is told, of each send, the seconds that the first of its items waited for it."""
         if min(max_batch, max_in_flight, max_waiting) < 1:
             raise ValueError("max_batch, max_in_flight and max_waiting must be at least 1")
         self._send = send
@@ -53,9 +60,11 @@ class Coalescer(Generic[Item, Result]):
         self._max_waiting = max_waiting
         self._send_timeout_s = send_timeout_s
         self._translate = translate or self._unexpected
+        self._waited = waited
         self._name = name
-        # Ordered by arrival; a dict, so that a caller who gives up leaves in O(1) and frees its place.
-        self._waiting: dict[asyncio.Future[Result], Item] = {}
+        # Ordered by arrival; a dict, so that a caller who gives up leaves in O(1) and frees its place. Beside
+        # an item: the requests it is for, and when it came.
+        self._waiting: dict[asyncio.Future[Result], tuple[Item, str, float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -82,7 +91,7 @@ class Coalescer(Generic[Item, Result]):
                 f"{self._name}: {self._max_waiting} requests are waiting already; repeat the request later"
             )
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = item
+        self._waiting[future] = item, request_ids.current(), time.perf_counter()
         self._pump()
         deadline = asyncio.timeout(timeout_s)
         try:
@@ -121,12 +130,12 @@ class Coalescer(Generic[Item, Result]):
         self._tasks.discard(task)
         self._pump()
 
-    def _take(self, limit: int) -> dict[asyncio.Future[Result], Item]:
-        taken: dict[asyncio.Future[Result], Item] = {}
+    def _take(self, limit: int) -> dict[asyncio.Future[Result], tuple[Item, str, float]]:
+        taken: dict[asyncio.Future[Result], tuple[Item, str, float]] = {}
         for future in list(self._waiting)[:limit]:
-            item = self._waiting.pop(future)
+            entry = self._waiting.pop(future)
             if not future.done():  # cancelled, but its caller has not run since
-                taken[future] = item
+                taken[future] = entry
         return taken
 
     async def _run(self) -> None:
@@ -134,9 +143,13 @@ class Coalescer(Generic[Item, Result]):
         self._pump()  # more than one batch waits and more than one send is allowed
         if not batch:
             return
+        items, ids, since = zip(*batch.values(), strict=True)
+        if self._waited is not None:
+            self._waited(time.perf_counter() - since[0])
         try:
-            async with asyncio.timeout(self._send_timeout_s):
-                results = await self._send(list(batch.values()))
+            with request_ids.about(request_ids.joined(ids)):
+                async with asyncio.timeout(self._send_timeout_s):
+                    results = await self._send(list(items))
             if len(results) != len(batch):
                 raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} items")
         except Exception as error:
@@ -154,7 +167,7 @@ class Coalescer(Generic[Item, Result]):
             else:
                 future.set_result(result)
 
-    def _fail(self, batch: dict[asyncio.Future[Result], Item], error: Exception) -> None:
+    def _fail(self, batch: Iterable[asyncio.Future[Result]], error: Exception) -> None:
         for future in batch:
             if not future.done():
                 # Translated for each: raising one shared object from many tasks would grow one traceback.

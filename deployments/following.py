@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 import uuid
 from pathlib import Path
 from typing import Protocol
 
+from deployments import metrics
 from deployments.graph_client import GraphStateClient
 from deployments.graph_state import FollowerReport
 from graph.errors import SnapshotRequired, Unavailable
@@ -20,6 +23,8 @@ log = logging.getLogger(__name__)
 _RETRY_S = 0.05
 # Also how soon the keeper learns of a generation that was loaded while nothing was written.
 _TAIL_TIMEOUT_S = 1.0
+_SILENCE_S = 3.0
+"""Without a word from the graph state for so long, a replica no longer knows whether it is level."""
 
 
 class Replica(Protocol):
@@ -52,7 +57,9 @@ class Follower:
         source: GraphStateClient,
         snapshot_dir: Path,
         kinds: frozenset[Kind] = ALL_KINDS,
+        tail_timeout_s: float = _TAIL_TIMEOUT_S,
     ) -> None:
+        """`tail_timeout_s`: how often, at least, it makes sure that it is level with the feed."""
         self.follower_id = f"{kind}-{uuid.uuid4().hex[:8]}"
         self.store_id = ""
         self.version = -1  # nothing loaded
@@ -62,6 +69,11 @@ class Follower:
         self._source = source
         self._snapshot_dir = snapshot_dir
         self._kinds = kinds
+        self._tail_timeout_s = tail_timeout_s
+        self._begun_at = time.monotonic()
+        self._level_at = -math.inf  # when it last had everything that had been written; see `lag_s`
+        self._level = False  # with the head that was last heard of
+        self._levelled = asyncio.Event()
         self._moved = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -84,6 +96,18 @@ class Follower:
         """False once following has failed for good, which only a defect brings about."""
         return self._task is not None and not self._task.done()
 
+    @property
+    def seconds_behind(self) -> float:
+        """Since the replica was last level with the head; 0 while it is, as far as it knows."""
+        if self._level and self.lag_s < _SILENCE_S:
+            return 0.0
+        return min(self.lag_s, time.monotonic() - self._begun_at)
+
+    def measure(self) -> None:
+        """Set the metrics of whoever follows. Thread-safe."""
+        metrics.REPLICA_VERSION.set(self.version)
+        metrics.FEED_LAG.set(self.seconds_behind)
+
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Whether the replica has reached `version` within `timeout_s`."""
         try:
@@ -94,13 +118,31 @@ class Follower:
             return False
         return True
 
+    @property
+    def lag_s(self) -> float:
+        """Seconds since the replica was last known to hold everything that had been written; at most that."""
+        return time.monotonic() - self._level_at
+
+    async def level(self, max_lag_s: float, timeout_s: float) -> bool:
+        """Whether the replica is at most `max_lag_s` behind, be it only after a wait of up to `timeout_s`."""
+        if self.lag_s <= max_lag_s:
+            return True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.lag_s > max_lag_s:
+                    await self._levelled.wait()
+        except TimeoutError:
+            return False
+        return True
+
     # ----------------------------------------------------------------------------------------- internals
 
     async def _follow(self) -> None:
         while True:
             report = self._report()
+            asked_at = time.monotonic()
             try:
-                tail = await self._source.tail(report, self._kinds, _TAIL_TIMEOUT_S)
+                tail = await self._source.tail(report, self._kinds, self._tail_timeout_s)
             except Unavailable as error:
                 if self.connected:
                     log.warning("%s at version %d: %s", self.follower_id, self.version, error.message)
@@ -110,6 +152,7 @@ class Follower:
             if not self.connected:
                 log.info("%s follows store %s from version %d", self.follower_id, self.store_id, self.version)
             self.connected = True
+            self._level = not tail.gap and self.version >= tail.head
             if tail.gap:
                 await self._resynchronise(tail.store_id, tail.head)
                 continue
@@ -119,6 +162,12 @@ class Follower:
                     break
                 await self._replica.apply(changes)
                 self._publish(changes.to_version)
+            self._level = self.version >= tail.head
+            if self._level:
+                # Whatever was committed before the question is in the answer.
+                self._level_at = asked_at
+                levelled, self._levelled = self._levelled, asyncio.Event()
+                levelled.set()
 
     async def _resynchronise(self, store_id: str, head: int) -> None:
         log.info("%s at version %d resynchronises to %d", self.follower_id, self.version, head)
@@ -148,12 +197,15 @@ class Follower:
         return ChangeSet.concatenate(pages)
 
     async def _load(self) -> None:
+        told = ""
         while True:
             try:
                 view = await self._fresh_view()
                 break
             except Unavailable as error:
-                log.info("%s waits: %s", self.follower_id, error.message)
+                if error.message != told:
+                    log.info("%s waits: %s", self.follower_id, error.message)
+                told = error.message
                 await asyncio.sleep(_RETRY_S)
         await self._replica.load(view)
         self.store_id = view.store_id

@@ -64,7 +64,7 @@ class GenerationRun:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._begun = time.monotonic()
-        self._queued_ms = 0.0
+        self.queued_ms = 0.0
         self._news: list[StreamEvent] = []
         self._changed, self._done = asyncio.Event(), asyncio.Event()
 
@@ -119,6 +119,11 @@ class GenerationRun:
         except TimeoutError:
             return
 
+    @property
+    def seconds(self) -> float:
+        """Since it was asked for."""
+        return time.monotonic() - self._begun
+
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
@@ -140,7 +145,7 @@ class GenerationRun:
         match event:
             case Admitted():
                 choice = event.choice
-                self._queued_ms = event.queued_ms
+                self.queued_ms = event.queued_ms
                 self.started = Started(
                     self.model,
                     choice.adapter,
@@ -163,7 +168,7 @@ class GenerationRun:
                         event.reason,
                         event.prompt_tokens,
                         event.completion_tokens,
-                        self._queued_ms,
+                        self.queued_ms,
                         event.first_token_ms,
                         event.latency_ms,
                     )
@@ -213,9 +218,9 @@ class GenerationRun:
             "completion_tokens": result.completion_tokens if result else None,
             "finish_reason": result.finish_reason if result else None,
             "error": self.error.code if self.error else None,
-            "queued_ms": round(self._queued_ms, 3),
+            "queued_ms": round(self.queued_ms, 3),
             "first_token_ms": round(result.first_token_ms, 3) if result else None,
-            "latency_ms": round((time.monotonic() - self._begun) * 1e3, 3),
+            "latency_ms": round(self.seconds * 1e3, 3),
             "device": device,
         }
         if texts:

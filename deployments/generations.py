@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from deployments import metrics
 from deployments.encoder_pointers import ACTIVE, CANDIDATE, digest_of
 from graph.errors import Corrupt, NotYet, Unavailable, WeftError
 from graph.view import GraphView
@@ -72,6 +73,11 @@ class Generations(Generic[G]):
 
     def failed(self) -> tuple[str, ...]:
         return tuple(self._failed)
+
+    def measure(self) -> None:
+        """Set the metric of the encoder that answers. Thread-safe."""
+        if self.active_digest is not None:
+            metrics.ENCODER_ACTIVE.only(self.active_digest[:12])
 
     async def restart(self, view: GraphView) -> None:
         """Forget everything and build the active generation anew, then the candidate in the background."""

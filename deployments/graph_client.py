@@ -14,7 +14,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
 
 import graph
+from deployments import request_ids
 from deployments.graph_state import FollowerReport, GraphState, Outcome, Tail
+from deployments.metrics_export import export_graph_state
 from deployments.settings import Settings
 from graph.errors import InvalidInput, OutcomeUnknown, SnapshotRequired, Unavailable
 from graph.schema import ALL_KINDS, ChangeSet, Kind, Pointer, WriteRequest
@@ -65,7 +67,7 @@ class RemoteGraphState:
         self._actor: Any = None
 
     async def write(self, requests: list[WriteRequest]) -> list[Outcome]:
-        answer: list[Outcome] = await self._call("write", requests)
+        answer: list[Outcome] = await self._call("write", requests, request_ids.current())
         return answer
 
     async def write_through_restarts(self, requests: list[WriteRequest], timeout_s: float) -> list[Outcome]:
@@ -156,9 +158,10 @@ def _raise_if_away(error: RayTaskError) -> None:
 
 
 def check_nodes(settings: Settings, nodes: Sequence[Mapping[str, Any]]) -> None:
-    """Raise InvalidInput for a SQLite store in a cluster of several nodes, as `ray.nodes()` lists them.
+    """Raise InvalidInput where the graph state cannot live on the nodes that `ray.nodes()` lists.
 
-    Wherever the graph state starts anew it would open another file, or one that two nodes lock differently.
+    With a SQLite store on several: wherever it starts anew it would open another file, or one that two
+    nodes lock differently. With a claim that none meets and none will come to meet: Ray would wait for one.
     """
     alive = sum(bool(node["Alive"]) for node in nodes)
     if alive > 1 and isinstance(backend_of(settings.store_url), SQLite):
@@ -166,6 +169,17 @@ def check_nodes(settings: Settings, nodes: Sequence[Mapping[str, Any]]) -> None:
             f"the Ray cluster has {alive} nodes and the store is SQLite, which serves one: set "
             "WEFT_STORE__URL to a PostgreSQL database, as in postgresql://USER:PASSWORD@HOST/DATABASE",
             param="store.url",
+        )
+    wanted = settings.graph_state.resources
+    if not wanted or settings.cluster.grows:
+        return
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    if not any(all(has.get(name, 0) >= amount for name, amount in wanted.items()) for has in there):
+        claim = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
+        raise InvalidInput(
+            f"the graph state claims {claim}, and no node of the cluster has it: start a node with it "
+            "(ray start --resources), or leave WEFT_GRAPH_STATE__RESOURCES out",
+            param="graph_state.resources",
         )
 
 
@@ -175,6 +189,7 @@ class ClusterGraphState(GraphState):
     def __init__(self, settings: Settings, code_version: str = "") -> None:
         check_nodes(settings, ray.nodes())
         super().__init__(settings, code_version)
+        export_graph_state(self.measure, settings.metrics.interval_s)
 
 
 def code_version() -> str:
@@ -182,7 +197,12 @@ def code_version() -> str:
     digest = hashlib.sha256()
     here = Path(__file__).parent
     domain = sorted(Path(graph.__file__).parent.glob("*.py"))
-    mine = ("graph_state.py", "settings.py", "setting_groups.py", "encoder_pointers.py")
+    mine = (
+        *("graph_client.py", "graph_state.py", "encoder_pointers.py"),
+        *("settings.py", "setting_groups.py", "cluster_settings.py", "gpu_settings.py", "cache_address.py"),
+        *("metrics.py", "metric_types.py", "metrics_export.py", "write_metrics.py", "waiting_writes.py"),
+        *("replica_logging.py", "request_ids.py", "slow_calls.py"),
+    )
     for path in (*(here / name for name in mine), *domain):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -194,8 +214,10 @@ def start_graph_state(settings: Settings) -> None:
     The only place that creates the actor. Blocks until it has recovered; raises what its start raised.
     """
     check_nodes(settings, ray.nodes())
-    # The settings as JSON hide where the store is.
-    known = code_version() + settings.model_dump_json() + settings.store_url
+    # What the actor reads, and no more: another setting must not cost a pause of all writes. JSON hides where
+    # the store is.
+    read = settings.model_dump_json(include={"data_dir", "store", "graph_state", "http", "metrics", "log"})
+    known = code_version() + read + settings.store_url
     wanted = hashlib.sha256(known.encode()).hexdigest()[:16]
     if _usable(wanted):
         return
@@ -207,6 +229,7 @@ def start_graph_state(settings: Settings) -> None:
             lifetime="detached",
             get_if_exists=True,
             num_cpus=settings.graph_state.num_cpus,
+            resources=settings.graph_state.resources,
             max_restarts=-1,
             max_task_retries=0,
             max_concurrency=1_000,

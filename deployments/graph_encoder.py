@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from deployments import metrics
 from deployments.cursors import read_cursor
 from deployments.encoder_pointers import SCOPE
 from deployments.following import Follower
@@ -30,9 +32,13 @@ from deployments.messages import (
     UserRecord,
     UserVector,
 )
+from deployments.named_nodes import node_named
+from deployments.setting_groups import GraphEncoderSettings
 from deployments.settings import Settings
-from graph.errors import InvalidInput, NotFound, NotYet, UnknownEncoder, UnknownMemory, WeftError
-from graph.schema import ChangeSet, Item, Memory, User
+from deployments.slow_calls import noted
+from graph.api_keys import is_key_id
+from graph.errors import InvalidInput, NotYet, UnknownEncoder, WeftError
+from graph.schema import ChangeSet, Item, User
 from graph.view import GraphView
 from models.graph_encoder.sage import SageState
 from models.graph_encoder.state import EncoderState, build_state
@@ -66,6 +72,7 @@ class GraphEncoder(MemoryReads):
         self._long_reads = LongReads()
         super().__init__(lambda: self.view, self._check_version, self._long_reads)
         self._settings = settings
+        self._device = _device(settings.graph_encoder)
         self._generations: Generations[_Generation] = Generations(self._build)
         self._idle_view = GraphView()  # answers while there is no encoder
         self._backlogs: list[list[ChangeSet]] = []
@@ -122,7 +129,7 @@ class GraphEncoder(MemoryReads):
         def build() -> _Generation:
             checkpoint = load_generation(self._settings.encoder_dir, digest)
             view = GraphView.from_contents(contents)
-            return _Generation(digest, view, build_state(checkpoint.parameters, view))
+            return _Generation(digest, view, build_state(checkpoint.parameters, view, self._device))
 
         try:
             generation = await asyncio.to_thread(build)
@@ -135,8 +142,23 @@ class GraphEncoder(MemoryReads):
 
     # ----------------------------------------------------------------------------------------------- vectors
 
-    async def user_vectors(self, queries: list[UserQuery]) -> list[UserVector | WeftError]:
-        """What each query's user is like, in this replica's version; NotYet where that is too old."""
+    @noted
+    async def user_vectors(
+        self, queries: list[UserQuery], sent_at: float | None = None
+    ) -> list[UserVector | WeftError]:
+        """What each query's user is like, in this replica's version; NotYet where that is too old.
+
+        `sent_at`: Unix seconds at the caller, for the time it took until here. Between two nodes it is as
+        exact as their clocks are alike.
+        """
+        began = time.perf_counter()
+        if sent_at is not None:
+            metrics.QUEUE.observe(max(0.0, time.time() - sent_at), "graph_encoder")
+        answers = self._user_vectors(queries)
+        metrics.INFERENCE.observe(time.perf_counter() - began, "graph_encoder")
+        return answers
+
+    def _user_vectors(self, queries: list[UserQuery]) -> list[UserVector | WeftError]:
         active = self._generations.active
         if active is None:
             return [self._generations.absence() for _ in queries]
@@ -158,7 +180,7 @@ class GraphEncoder(MemoryReads):
                 if query.user_id is not None and isinstance(answer, UserVector):
                     row, vector = next(vectors)
                     if active.knows(row, answer.seen_weights):
-                        answers[place] = _with_vector(answer, vector)
+                        answers[place] = answer.with_vector(vector)
         return answers
 
     def _seen(self, active: _Generation, row: int) -> UserVector:
@@ -218,6 +240,7 @@ class GraphEncoder(MemoryReads):
             len(changed) > limit,
         )
 
+    @noted
     async def node_embedding(
         self, node_id: str, kind: str | None, owner: str | None, min_version: int
     ) -> NodeEmbedding | WeftError:
@@ -230,7 +253,7 @@ class GraphEncoder(MemoryReads):
             return self._generations.absence()
         try:
             self._check_version(min_version)
-            found = _named(active.view, node_id, kind, owner)
+            found = node_named(active.view, node_id, kind, owner)
             if isinstance(found, User):
                 vector = active.state.user_vector(found.row)
             elif isinstance(found, Item):
@@ -244,6 +267,7 @@ class GraphEncoder(MemoryReads):
 
     # ------------------------------------------------------------------------------------------------- reads
 
+    @noted
     async def read_user(self, user_id: str, min_version: int) -> UserRecord | WeftError:
         try:
             self._check_version(min_version)
@@ -251,6 +275,7 @@ class GraphEncoder(MemoryReads):
         except WeftError as error:
             return error
 
+    @noted
     async def read_item(self, item_id: str, min_version: int) -> ItemRecord | WeftError:
         try:
             self._check_version(min_version)
@@ -258,14 +283,17 @@ class GraphEncoder(MemoryReads):
         except WeftError as error:
             return error
 
+    @noted
     async def list_users(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
         view = self.view
         return self._page(view.user_at, view.num_user_rows, self._user_record, limit, after, min_version)
 
+    @noted
     async def list_items(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
         view = self.view
         return self._page(view.item_at, view.num_item_rows, self._item_record, limit, after, min_version)
 
+    @noted
     async def list_ratings(
         self, user_id: str, limit: int, after: str | None, min_version: int
     ) -> Page | WeftError:
@@ -287,9 +315,29 @@ class GraphEncoder(MemoryReads):
         following = str(int(ratings.item_rows[order[limit]])) if len(order) > limit else None
         return Page(tuple(records), following, self.view.version)
 
+    async def list_api_keys(self, limit: int, after: str | None, min_version: int) -> Page | WeftError:
+        """Keys that were not revoked, by id, from the cursor `after`, the id of the last page's last."""
+        try:
+            self._check_version(min_version)
+            if after is not None and not is_key_id(after):
+                raise InvalidInput(f"cursor {after[:40]!r}: use the `next` of the page before", param="after")
+        except WeftError as error:
+            return error
+        found = (
+            replace(key, digest="") for key in self.view.api_keys() if after is None or key.key_id > after
+        )
+        keys = list(islice(found, limit + 1))
+        following = keys[limit - 1].key_id if len(keys) > limit else None
+        return Page(tuple(keys[:limit]), following, self.view.version)
+
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Long-poll: whether this replica reached `version` in time."""
         return await self._follower.wait_for(version, timeout_s)
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        self._follower.measure()
+        self._generations.measure()
 
     async def status(self) -> dict[str, Any]:
         active = self._generations.active
@@ -354,30 +402,10 @@ class GraphEncoder(MemoryReads):
         return Page(tuple(record(n) for n in page), following, self.view.version)
 
 
-def _with_vector(answer: UserVector, vector: Any) -> UserVector:
-    return UserVector(
-        vector, answer.seen_rows, answer.seen_weights, answer.seen_values, answer.version, answer.encoder
-    )
+def _device(settings: GraphEncoderSettings) -> str:
+    """Where graphs are added up, as torch names it; raises InvalidInput for a device that is not there."""
+    if not settings.num_gpus:
+        return "cpu"
+    from models.devices import choose_device  # not at the top: torch takes seconds, and nothing else needs it
 
-
-def _named(view: GraphView, node_id: str, kind: str | None, owner: str | None) -> User | Item | Memory:
-    """The one node of that id and kind; without a kind a user or an item, for memories are private."""
-    if kind == "memory":
-        memory = view.find_memory(node_id)
-        if owner is None or memory is None or memory.user_row != view.user(owner).row:
-            raise UnknownMemory(f"user {owner!r} has no memory {node_id!r}", param="node_id")
-        return memory
-    nodes: dict[str, User | Item] = {}
-    if kind != "item" and (user := view.find_user(node_id)) is not None:
-        nodes["user"] = user
-    if kind != "user" and (item := view.find_item(node_id)) is not None:
-        nodes["item"] = item
-    if len(nodes) > 1:
-        raise InvalidInput(
-            f"{node_id!r} is the id of several nodes: say which with "
-            + " or ".join(f"kind={name}" for name in nodes),
-            param="kind",
-        )
-    if not nodes:
-        raise NotFound(f"no {kind or 'user or item'} {node_id!r}", param="node_id")
-    return next(iter(nodes.values()))
+    return str(choose_device(settings.device))

@@ -12,6 +12,7 @@ import ray
 from ray._private.state import actors
 from ray.exceptions import RayError
 
+from deployments import metrics
 from deployments.encoder_pointers import ACTIVE, CANDIDATE, SCOPE
 from deployments.generations import load_generation
 from deployments.graph_client import ACTOR_NAME, NAMESPACE, RemoteGraphState, start_graph_state
@@ -45,6 +46,10 @@ class GraphKeeper:
         """Called by Serve; raises to be replaced."""
         if self._watch is not None and self._watch.done():
             raise RuntimeError("the watchdog of the graph state has stopped")
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        metrics.WRITERS_REPLACED.follow(self.replaced)
 
     async def status(self) -> dict[str, int]:
         return {"writers_replaced": self.replaced}

@@ -12,13 +12,18 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextvars import copy_context
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from deployments import metrics, request_ids, slow_calls
 from deployments.encoder_pointers import ACTIVE, CANDIDATE, digest_of
+from deployments.replica_logging import log_to_stderr
 from deployments.settings import Settings
+from deployments.waiting_writes import WaitingWrites
+from deployments.write_metrics import Outcome, count_group, count_writes, measure_rows
 from graph.errors import Overloaded, SnapshotRequired, Unavailable, WeftError
 from graph.lock import lock_of
 from graph.schema import ALL_KINDS, ChangeSet, Kind, Pointer, WriteRequest, WriteResult
@@ -29,7 +34,7 @@ from graph.snapshot import (
     write_snapshot,
 )
 from graph.store import GraphStore
-from graph.writer import ApplyFailed, Fenced, GraphWriter
+from graph.writer import ApplyFailed, Committed, Fenced, GraphWriter
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +43,8 @@ STORE_WAIT_S = 20.0
 _SETTLE_INTERVAL_S = 1.0
 FOLLOWER_FORGOTTEN_S = 30.0
 _APPLY_TIMEOUT_S = 5.0
+_STORE_HANGS_S = 10.0
 
-Outcome = WriteResult | WeftError
 T = TypeVar("T")
 
 
@@ -65,18 +70,6 @@ class Tail:
     gap: bool = False
 
 
-@dataclass(slots=True)
-class _Waiting:
-    requests: list[WriteRequest]
-    done: asyncio.Future[list[Outcome]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-
-
-def _operations(waiting: _Waiting) -> int:
-    return sum(len(request.operations) for request in waiting.requests)
-
-
 class GraphState:
     """Validates, commits in groups, applies, and feeds followers."""
 
@@ -85,7 +78,7 @@ class GraphState:
 
         Raises StoreLocked while another process holds it, Unavailable while it does not answer.
         """
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        log_to_stderr(settings.log)
         self._settings = settings
         self._limits = settings.graph_state
         self.code_version = code_version
@@ -104,7 +97,7 @@ class GraphState:
         self.store_id = self._store.store_id
         self._snapshot_version = self._writer.head.horizon
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="graph-writer")
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[WaitingWrites] = deque()
         self._queued = 0
         self._draining: asyncio.Task[None] | None = None
         self._snapshotting: asyncio.Task[None] | None = None
@@ -115,7 +108,9 @@ class GraphState:
         self._head = self._writer.head.version
         self._followers: dict[str, tuple[FollowerReport, float]] = {}
         self._closed = False
+        self._commit_began: float | None = None  # of the group that is being committed; monotonic
         self._commits = self._written = 0
+        metrics.STORE_UP.set(1)  # it has just been read
         log.info(
             "store %s recovered at version %d in %.2f s: %d users, %d items, %d ratings",
             self.store_id,
@@ -128,13 +123,21 @@ class GraphState:
 
     # ------------------------------------------------------------------------------------------- writing
 
-    async def write(self, requests: list[WriteRequest]) -> list[Outcome]:
-        """One outcome per request, in order; returned when everything acknowledged is durable."""
+    async def write(self, requests: list[WriteRequest], ids: str = "") -> list[Outcome]:
+        """One outcome per request, in order; returned when everything acknowledged is durable.
+
+        `ids`: of the HTTP requests that they are for, see `request_ids`.
+        """
+        refusal: WeftError | None = None
         if self._closed:
-            return [Unavailable("the service is shutting down; nothing was written") for _ in requests]
-        if self._queued + len(requests) > self._limits.max_queued_writes:
-            return [Overloaded(f"{self._queued} writes are waiting; nothing was written") for _ in requests]
-        waiting = _Waiting(requests)
+            refusal = Unavailable("the service is shutting down; nothing was written")
+        elif self._queued + len(requests) > self._limits.max_queued_writes:
+            refusal = Overloaded(f"{self._queued} writes are waiting; nothing was written")
+        if refusal is not None:
+            refused: list[Outcome] = [refusal for _ in requests]
+            count_writes(refused)
+            return refused
+        waiting = WaitingWrites(requests, ids)
         self._queue.append(waiting)
         self._queued += len(requests)
         if self._draining is None or self._draining.done():
@@ -144,24 +147,18 @@ class GraphState:
     async def _drain(self) -> None:
         while self._queue:
             group = [self._queue.popleft()]
-            operations = _operations(group[0])
+            operations = group[0].num_operations
             while (
-                self._queue and operations + _operations(self._queue[0]) <= self._limits.max_group_operations
+                self._queue
+                and operations + self._queue[0].num_operations <= self._limits.max_group_operations
             ):
                 group.append(self._queue.popleft())
-                operations += _operations(group[-1])
+                operations += group[-1].num_operations
             requests = [r for waiting in group for r in waiting.requests]
             self._queued -= len(requests)
-            try:
-                committed = await self._on_writer_thread(self._writer.commit, requests)
-            except (Fenced, ApplyFailed) as error:
-                _leave(error)
-            except Exception as error:
-                # A defect, met before anything was committed: these callers learn of it, the writer lives on.
-                log.exception("a group of %d writes could not be planned", len(requests))
-                for waiting in group:
-                    if not waiting.done.done():
-                        waiting.done.set_exception(error)
+            with request_ids.about(request_ids.joined([waiting.ids for waiting in group])):
+                committed = await self._commit(requests, group)
+            if committed is None:
                 continue
             self._publish(committed.changes)
             outcomes = iter(committed.outcomes)
@@ -173,6 +170,39 @@ class GraphState:
             self._commits += 1
         self._consider_settling()
         self._consider_snapshot()
+
+    async def _commit(self, requests: list[WriteRequest], group: list[WaitingWrites]) -> Committed | None:
+        """Commit a group, and measure it; None where its callers were told of a defect instead."""
+        started = time.perf_counter()
+        metrics.QUEUE.observe(started - group[0].since, "graph_state")
+        self._commit_began = time.monotonic()
+        try:
+            committed: Committed = await self._on_writer_thread(self._writer.commit, requests)
+        except (Fenced, ApplyFailed) as error:
+            _leave(error)
+        except Exception as error:
+            # A defect, met before anything was committed: these callers learn of it, the writer lives on.
+            log.exception("a group of %d writes could not be planned", len(requests))
+            for waiting in group:
+                if not waiting.done.done():
+                    waiting.done.set_exception(error)
+            return None
+        finally:
+            self._commit_began = None
+        took_s = time.perf_counter() - started
+        count_group(committed.outcomes, took_s)
+        slow_calls.note(log, f"a group of {len(requests)} writes", took_s)
+        return committed
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        metrics.HEAD_VERSION.set(self._head)
+        metrics.WRITER_EPOCH.set(self._writer.head.epoch)
+        began = self._commit_began
+        if began is not None and time.monotonic() - began > _STORE_HANGS_S:
+            metrics.STORE_UP.set(0)  # a database that hangs ends no commit that would say so
+        metrics.WAITING.set(self._queued, "graph_state")
+        measure_rows(self._writer.view)
 
     def _consider_settling(self) -> None:
         if self._writer.uncertain and (self._settling is None or self._settling.done()):
@@ -203,7 +233,8 @@ class GraphState:
             self._moved = None
 
     def _on_writer_thread(self, call: Any, *args: Any) -> asyncio.Future[Any]:
-        return asyncio.get_running_loop().run_in_executor(self._thread, call, *args)
+        # In the caller's context, which knows the requests that a line in the log is about.
+        return asyncio.get_running_loop().run_in_executor(self._thread, copy_context().run, call, *args)
 
     # -------------------------------------------------------------------------------------------- feed
 

@@ -1,16 +1,22 @@
-"""Deployment handles behind the protocols that the rest of the code knows, with typed errors."""
+"""Deployment handles behind the protocols that the rest of the code knows, with typed errors.
+
+Calls take the ids of the requests they are made for along, in the place where Serve has its own.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from contextvars import Context
+from contextvars import Context, copy_context
 from typing import Any, TypeVar
 
 from grpc.aio import AioRpcError
 from ray.exceptions import RayError, RayTaskError
+from ray.serve import context as serve_context  # Serve has no public way to name a request
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
@@ -23,6 +29,7 @@ from deployments.messages import (
     UserQuery,
     UserVector,
 )
+from deployments.request_ids import current
 from graph.errors import Overloaded, Unavailable, WeftError
 
 T = TypeVar("T")
@@ -35,16 +42,47 @@ _ALL_TIMEOUT_S = 5.0
 async def call(handle: DeploymentHandle, method: str, *args: object) -> Any:
     """Call a deployment; raises Overloaded or Unavailable for what Serve and Ray raise on their own."""
     with _typed():
-        return await getattr(handle, method).remote(*args)
+        return await copy_context().run(_begin, handle, method, *args)
+
+
+def serve_request_ids() -> str:
+    """Ids that came with the call to this replica; empty outside of one."""
+    return str(serve_context._get_serve_request_context().request_id)
+
+
+def _begin(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    _name_request()
+    return getattr(handle, method).remote(*args)
+
+
+def _broadcast(handle: DeploymentHandle, method: str, *args: object) -> Any:
+    _name_request()
+    return handle.broadcast(method, *args)
+
+
+def _name_request() -> None:
+    """Put the ids of the work at hand where Serve has its own. Run it in a context to be thrown away."""
+    if ids := current():
+        known = serve_context._get_serve_request_context()
+        if known.request_id != ids:
+            serve_context._serve_request_context.set(dataclasses.replace(known, request_id=ids))
 
 
 def begun(handle: DeploymentHandle, method: str, *args: object) -> Any:
     """Start a call that Serve does not know as part of the HTTP request it is made for.
 
     The consistent-hash router takes all calls that wait at a time for one HTTP request for the same call: one
-    of them would be made, and the others never end. Seen with Ray 2.60.
+    of them would be made, and the others never end. Seen with Ray 2.60. It knows requests by another id than
+    the one that is logged, which goes along.
     """
-    return Context().run(getattr(handle, method).remote, *args)
+    ids = current()
+
+    def begin() -> Any:
+        if ids:
+            serve_context._serve_request_context.set(serve_context._RequestContext(request_id=ids))
+        return getattr(handle, method).remote(*args)
+
+    return Context().run(begin)
 
 
 async def call_apart(handle: DeploymentHandle, method: str, *args: object) -> Any:
@@ -101,7 +139,8 @@ async def answer(handle: DeploymentHandle, method: str, *args: object) -> Any:
 async def call_all(handle: DeploymentHandle, method: str, *args: object, timeout_s: float) -> list[Any]:
     """Call every replica there is; one answer each. Raises Unavailable when one of them does not answer."""
     try:
-        found: list[Any] = await handle.broadcast(method, *args).results_async(timeout_s=timeout_s)
+        asked = copy_context().run(_broadcast, handle, method, *args)
+        found: list[Any] = await asked.results_async(timeout_s=timeout_s)
     except RayTaskError:
         raise
     except (RayServeException, RayError, AioRpcError, TimeoutError) as error:
@@ -143,7 +182,8 @@ class EncoderHandle:
         self._handle = handle
 
     async def user_vectors(self, queries: list[UserQuery]) -> list[UserVector | WeftError]:
-        found: list[UserVector | WeftError] = await call(self._handle, "user_vectors", queries)
+        sent_at = time.time()
+        found: list[UserVector | WeftError] = await call(self._handle, "user_vectors", queries, sent_at)
         return found
 
     async def item_vectors(

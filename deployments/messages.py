@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from graph.schema import Item, User
+from graph.schema import ApiKey, Item, User
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
@@ -77,6 +77,11 @@ class UserVector:
     seen_values: Float32  # [s]
     version: int
     encoder: str
+
+    def with_vector(self, vector: Float32) -> UserVector:
+        return UserVector(
+            vector, self.seen_rows, self.seen_weights, self.seen_values, self.version, self.encoder
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Bytes: numpy's own pickling costs ten times as much for arrays this small. They arrive read-only.
@@ -274,9 +279,12 @@ class ItemRecord:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a listing, in the order of creation; `next` is the cursor of the page after it."""
+    """One page of a listing, in the order of creation; `next` is the cursor of the page after it.
 
-    records: tuple[UserRecord | ItemRecord | RatingRecord, ...]
+    Keys come in the order of their ids, and without their digests.
+    """
+
+    records: tuple[UserRecord | ItemRecord | RatingRecord | ApiKey, ...]
     next: str | None
     version: int
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from deployments import metrics
 from deployments.encoder_pointers import SCOPE
 from deployments.following import Follower
 from deployments.generations import Generations, load_generation
@@ -30,9 +32,10 @@ from deployments.ranked_items import RankedItems
 from deployments.results import named, ranked
 from deployments.searchable_items import SearchableItems
 from deployments.settings import Settings
-from graph.delta import Delta
+from deployments.slow_calls import noted
+from deployments.tagged_rows import TaggedRows
 from graph.errors import NotYet, Unavailable, UnknownEncoder, WeftError
-from graph.schema import ChangeSet, Item
+from graph.schema import ChangeSet
 from graph.view import GraphView
 from models.ranking import RankQuery, RankResult
 from models.text_search import TextQuery
@@ -66,7 +69,7 @@ class Retriever:
         self._settings = settings
         self._encoder = encoder
         self._view = GraphView()
-        self._tagged: defaultdict[str, set[int]] = defaultdict(set)
+        self._tagged = TaggedRows()
         self._searchable = SearchableItems(self._view)
         self._generations: Generations[RankedItems] = Generations(self._build)
         self._follower = Follower(
@@ -92,7 +95,7 @@ class Retriever:
         # Titles of a whole catalogue take seconds, during which a replica that resynchronises answers from
         # what it had. Until it is given to the replica, nobody else touches the view.
         searchable = await asyncio.to_thread(SearchableItems, view)
-        tagged = await asyncio.to_thread(_by_tag, view)
+        tagged = await asyncio.to_thread(TaggedRows, view.items())
         self._view, self._searchable, self._tagged = view, searchable, tagged
         await self._generations.restart(view)
 
@@ -105,7 +108,7 @@ class Retriever:
             for digest in missing:
                 vectors[digest] = await self._fetch_fresh(digest, fresh, changes.to_version)
         delta = self._view.apply(changes)
-        self._apply_items(delta)
+        self._tagged.apply(delta)
         for generation in self._generations.all():
             gone = np.array([i.row for i in changes.items if i.deleted], np.int64)
             if len(gone):
@@ -132,14 +135,6 @@ class Retriever:
 
     def failed(self) -> tuple[str, ...]:
         return self._generations.failed()
-
-    def _apply_items(self, delta: Delta) -> None:
-        for before, after in delta.items:
-            if before is not None:
-                for tag in before.tags:
-                    self._tagged[tag.casefold()].discard(before.row)
-            if not after.deleted:
-                _tag(self._tagged, after)
 
     # --------------------------------------------------------------------------------- following the vectors
 
@@ -210,6 +205,7 @@ class Retriever:
 
     # --------------------------------------------------------------------------------------------- answering
 
+    @noted
     async def recommend(self, queries: list[RecommendQuery]) -> list[RecommendAnswer | WeftError]:
         answers: list[RecommendAnswer | WeftError | None] = [self._refusal(q) for q in queries]
         places = [n for n, answer in enumerate(answers) if answer is None]
@@ -243,6 +239,7 @@ class Retriever:
                 answers[place] = self._answer(queries[place], user, generation, result)
         return [a if a is not None else Unavailable("no answer") for a in answers]
 
+    @noted
     async def similar(
         self, item_id: str, n: int, tags: tuple[str, ...], exclude: tuple[str, ...], by: str, min_version: int
     ) -> SimilarAnswer | WeftError:
@@ -275,6 +272,7 @@ class Retriever:
             raise NotYet(f"the text of item {item_id!r} has no vector yet: repeat the request a little later")
         return SimilarAnswer(item_id, named(view, found), version, version, "text", model)
 
+    @noted
     async def search(
         self, queries: list[SearchQuery], vectors: Float32 | None, model: str | None
     ) -> list[SearchAnswer | WeftError]:
@@ -290,7 +288,9 @@ class Retriever:
             TextQuery(q.text, q.n, self._allowed(q.tags, q.candidates), self._known_rows(q.exclude))
             for q in (queries[n] for n in places)
         ]
+        began = time.perf_counter()
         searched = await self._searchable.search(asked, None if vectors is None else vectors[places], model)
+        metrics.INFERENCE.observe(time.perf_counter() - began, "retriever")
         for place, found in zip(places, searched.results, strict=True):
             answers[place] = SearchAnswer(named(view, found), version, searched.text_model, searched.waiting)
         return [a if a is not None else Unavailable("no answer") for a in answers]
@@ -298,6 +298,13 @@ class Retriever:
     async def wait_for(self, version: int, timeout_s: float) -> bool:
         """Long-poll: whether this replica reached `version` in time."""
         return await self._follower.wait_for(version, timeout_s)
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        self._follower.measure()
+        self._generations.measure()
+        if (active := self._generations.active) is not None:
+            metrics.ITEM_VERSION.set(active.version)
 
     async def status(self) -> dict[str, Any]:
         active = self._generations.active
@@ -349,9 +356,13 @@ class Retriever:
         return None
 
     async def _rank(self, generation: RankedItems, queries: list[RankQuery]) -> list[RankResult]:
+        began = time.perf_counter()
         if len(queries) * len(generation.ranker) <= _INLINE_SCORES:
-            return generation.ranker.recommend(queries)
-        return await asyncio.to_thread(generation.ranker.recommend, queries)
+            found = generation.ranker.recommend(queries)
+        else:
+            found = await asyncio.to_thread(generation.ranker.recommend, queries)
+        metrics.INFERENCE.observe(time.perf_counter() - began, "retriever")
+        return found
 
     def _rank_query(self, query: RecommendQuery, user: UserVector) -> RankQuery:
         exclude = self._known_rows(query.exclude)
@@ -371,7 +382,7 @@ class Retriever:
     def _allowed(self, tags: Sequence[str], candidates: Sequence[str] | None) -> Int64 | None:
         if not tags and candidates is None:
             return None
-        sets = [self._tagged.get(tag.casefold(), set()) for tag in tags]
+        sets = [self._tagged.of(tag) for tag in tags]
         if candidates is not None:
             sets.append(set(self._known_rows(candidates).tolist()))
         return np.array(sorted(set.intersection(*map(set, sets))), np.int64)
@@ -393,19 +404,6 @@ class Retriever:
             generation.version,
             generation.digest,
         )
-
-
-def _by_tag(view: GraphView) -> defaultdict[str, set[int]]:
-    """Rows of the live items that have a tag, by the tag without case."""
-    tagged: defaultdict[str, set[int]] = defaultdict(set)
-    for item in view.items():
-        _tag(tagged, item)
-    return tagged
-
-
-def _tag(tagged: defaultdict[str, set[int]], item: Item) -> None:
-    for tag in item.tags:
-        tagged[tag.casefold()].add(item.row)
 
 
 _NO_ROWS: Int64 = np.empty(0, np.int64)

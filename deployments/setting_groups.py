@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_settings import NoDecode
 
 from deployments.cache_address import check_cache_url
+from deployments.gpu_settings import Gpus, check_device
 from graph.errors import InvalidInput
 from graph.schema import MAX_ROWS_PER_WRITE
 from graph.store_backends import backend_of
@@ -28,7 +29,10 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 _MAX_TTL_S = 100 * 365 * 24 * 3600.0
 
-NOT_LOOPBACK = "{host!r} is not a loopback address: without API keys Weft listens on loopback only"
+NOT_LOOPBACK = (
+    "{host!r} is not a loopback address: without API keys Weft listens on loopback only. Make a key with "
+    "`weft keys create` and set WEFT_AUTH=required; WEFT_INSECURE=true lets everybody in who reaches it"
+)
 
 
 def is_loopback(host: str) -> bool:
@@ -52,16 +56,9 @@ class Group(BaseModel):
 class HttpSettings(Group):
     """Where the service listens."""
 
-    host: str = Field("127.0.0.1", description="Address to bind; only loopback is allowed without keys.")
+    host: str = Field("127.0.0.1", description="Address to bind; without keys only loopback, see WEFT_AUTH.")
     port: int = Field(8000, ge=1, le=65535, description="Port of the HTTP service.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Larger request bodies are refused with 413.")
-
-    @field_validator("host")
-    @classmethod
-    def _loopback_only(cls, host: str) -> str:
-        if not is_loopback(host):
-            raise ValueError(NOT_LOOPBACK.format(host=host))
-        return host
 
 
 class StoreSettings(Group):
@@ -98,6 +95,11 @@ class GraphStateSettings(Group):
     ring_versions: int = Field(20_000, ge=1, description="Commits kept in memory for followers.")
     ring_rows: int = Field(500_000, ge=1, description="Rows those commits hold at most.")
     snapshot_every_versions: int = Field(50_000, ge=1, description="Versions between two snapshots.")
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {},
+        description="Custom resources of Ray's that the actor claims, which choose the nodes it may run on, "
+        'as in {"graph_state": 1}.',
+    )
     ping_interval_s: Seconds = Field(
         1.0, description="How often the watchdog asks the actor for a sign of life."
     )
@@ -107,9 +109,20 @@ class GraphStateSettings(Group):
 class GraphEncoderSettings(Group):
     """Structural embeddings."""
 
+    device: str = Field(
+        "auto",
+        description="auto, cpu or cuda: where a whole graph is added up, at start and for a new encoder. "
+        "Ratings are followed on the CPU.",
+    )
     num_replicas: int = Field(1, ge=1, description="Replicas; each holds the whole graph.")
     num_cpus: Cpus = Field(0.3, description="CPUs claimed per replica.")
+    num_gpus: Gpus = Field(0.0, description="GPUs claimed per replica, or a part of one; 0: the CPU.")
     max_ongoing_requests: int = Field(256, ge=1, description="Calls in flight per replica.")
+
+    @model_validator(mode="after")
+    def _one_device(self) -> GraphEncoderSettings:
+        check_device(self.device, self.num_gpus)
+        return self
 
 
 class RetrieverSettings(Group):
@@ -137,7 +150,7 @@ class TextEmbedderSettings(Group):
     url: str = Field("", description="Base of the endpoint, such as http://127.0.0.1:8080/v1 (openai).")
     api_key: SecretStr | None = Field(None, description="Key for the endpoint (openai).")
     allow_download: bool = Field(False, description="Fetch a model that is not here from the model hub.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N.")
+    device: str = Field("auto", description="auto, cpu or cuda; auto falls back to the CPU.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of the computation; auto: bfloat16 where the hardware has it. See docs/cache.md."
     )
@@ -157,6 +170,7 @@ class TextEmbedderSettings(Group):
     timeout_s: Seconds = Field(30.0, description="How long one request to the endpoint may take.")
     num_replicas: int = Field(1, ge=1, description="Replicas; each holds the model.")
     num_cpus: Cpus = Field(0.4, description="CPUs claimed per replica.")
+    num_gpus: Gpus = Field(0.0, description="GPUs claimed per replica, or a part of one; 0: the CPU.")
     max_ongoing_requests: int = Field(256, ge=1, description="Calls in flight per replica.")
     max_waiting_texts: int = Field(20_000, ge=1, description="Texts waiting for the model beyond answer 429.")
     write_wait_s: float = Field(
@@ -176,6 +190,7 @@ class TextEmbedderSettings(Group):
             TextModelSpec(model=self.model, backend=self.backend, url=self.url)
         except InvalidInput as error:
             raise ValueError(error.message) from None
+        check_device(self.device, self.num_gpus)
         return self
 
 
@@ -261,7 +276,7 @@ class LanguageModelSettings(Group):
         description="What the endpoint calls an adapter (openai); Ray Serve LLM: model-id:{digest}.",
     )
     allow_download: bool = Field(False, description="Fetch a model that is not here from the model hub.")
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto falls back to the CPU.")
+    device: str = Field("auto", description="auto, cpu or cuda; auto falls back to the CPU.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Of the weights; auto: bfloat16 on a GPU, float32 on a CPU."
     )
@@ -290,11 +305,10 @@ class LanguageModelSettings(Group):
         None, ge=1, description="Above num_replicas: Serve adds replicas by the length of their queues."
     )
     num_cpus: Cpus = Field(0.4, description="CPUs claimed per replica.")
-    num_gpus: float | None = Field(
+    num_gpus: Gpus | None = Field(
         None,
-        ge=0,
-        le=16,
-        description="GPUs claimed per replica, or a part of one; default: what there is, shared by replicas.",
+        description="GPUs claimed per replica, or a part of one; default: what the others leave, shared by "
+        "replicas.",
     )
 
     @model_validator(mode="after")
@@ -305,6 +319,7 @@ class LanguageModelSettings(Group):
             raise ValueError('backend "openai" needs the model\'s name at the endpoint')
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError("max_replicas is below num_replicas")
+        check_device(self.device, self.num_gpus)
         return self
 
 
@@ -353,3 +368,30 @@ class IngressSettings(Group):
         60.0, description="How long embeddings may take, waiting for the model included."
     )
     max_batch: int = Field(64, ge=1, description="Calls that share one handle call at most.")
+
+
+class MetricsSettings(Group):
+    """Figures for Prometheus."""
+
+    port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="Where Ray's exporter listens under `weft run`, on loopback; default: the service's port "
+        "plus one where that is free. Elsewhere `ray start --metrics-export-port` says so.",
+    )
+    interval_s: float = Field(
+        5.0,
+        ge=1,
+        le=10,
+        description="How often each process hands its figures to the exporter, which forgets a gauge that it "
+        "has not heard of for 20 s.",
+    )
+
+
+class LogSettings(Group):
+    """What replicas log."""
+
+    slow_call_s: float = Field(
+        1.0, ge=0, description="Calls that take longer have a line in the log of each part; 0: all calls."
+    )

@@ -7,13 +7,17 @@ comes second to it, defaults last. Unknown keys are refused.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from deployments.cache_address import redis_url
+from deployments.cluster_settings import ClusterSettings
 from deployments.setting_groups import (
+    NOT_LOOPBACK,
     AdapterSettings,
     AuditSettings,
     CacheSettings,
@@ -24,14 +28,25 @@ from deployments.setting_groups import (
     HttpSettings,
     IngressSettings,
     LanguageModelSettings,
+    LogSettings,
+    MetricsSettings,
     RetrieverSettings,
     StoreSettings,
     TextEmbedderSettings,
     TextIndexerSettings,
+    is_loopback,
 )
 from graph.errors import InvalidInput
 
 _OTHER_VARIABLES = ("WEFT_TEST_", "WEFT_E2E_")  # of the test suite
+_OF_KUBERNETES = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_|$)|_PORT_\d+_(TCP|UDP|SCTP)")
+_ADDRESS_OF_KUBERNETES = re.compile(r"(tcp|udp|sctp)://")
+
+
+def _is_service_link(key: str) -> bool:
+    """Whether Kubernetes set it, for a service whose name begins with weft, and nobody meant a setting."""
+    of_port = key.endswith("_PORT") and _ADDRESS_OF_KUBERNETES.match(os.environ[key]) is not None
+    return of_port or _OF_KUBERNETES.search(key) is not None
 
 
 class Settings(BaseSettings):
@@ -49,6 +64,17 @@ class Settings(BaseSettings):
     _redis_url: str | None = PrivateAttr(None)
 
     data_dir: Path = Field(Path(".weft"), description="Where store, snapshots and encoders live.")
+    auth: Literal["off", "required"] = Field(
+        "off", description="Whether requests need an API key; off is for loopback alone."
+    )
+    auth_max_lag_s: float = Field(
+        1.0,
+        ge=0.1,
+        le=3600,
+        description="A revoked key opens nothing after that; a replica that cannot be sure lets nobody in.",
+    )
+    insecure: bool = Field(False, description="Listen beyond loopback without keys, for everybody.")
+    api_key: SecretStr | None = Field(None, description="The key that `weft` commands send to the service.")
     http: HttpSettings = HttpSettings()
     store: StoreSettings = StoreSettings()
     graph_state: GraphStateSettings = GraphStateSettings()
@@ -62,6 +88,9 @@ class Settings(BaseSettings):
     adapters: AdapterSettings = AdapterSettings()
     audit: AuditSettings = AuditSettings()
     ingress: IngressSettings = IngressSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    metrics: MetricsSettings = MetricsSettings()
+    log: LogSettings = LogSettings()
 
     @field_validator("data_dir")
     @classmethod
@@ -80,10 +109,19 @@ class Settings(BaseSettings):
         unknown = sorted(
             key
             for key in os.environ
-            if key.startswith("WEFT_") and key not in known and not key.startswith(_OTHER_VARIABLES)
+            if key.startswith("WEFT_")
+            and key not in known
+            and not key.startswith(_OTHER_VARIABLES)
+            and not _is_service_link(key)
         )
         if unknown:
             raise ValueError(f"{', '.join(unknown)}: no such setting; docs/settings.md lists them")
+        return self
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Settings:
+        if not self.may_listen_on(self.http.host):
+            raise ValueError(f"WEFT_HTTP__HOST: {NOT_LOOPBACK.format(host=self.http.host)}")
         return self
 
     @model_validator(mode="after")
@@ -150,8 +188,13 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        host = f"[{self.http.host}]" if ":" in self.http.host else self.http.host
-        return f"http://{host}:{self.http.port}"
+        """Where commands on this machine reach the service."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http.host, self.http.host)  # noqa: S104
+        return f"http://[{host}]:{self.http.port}" if ":" in host else f"http://{host}:{self.http.port}"
+
+    def may_listen_on(self, host: str) -> bool:
+        """Whether the service may take requests there: beyond loopback it needs keys, or to be told so."""
+        return self.auth == "required" or self.insecure or is_loopback(host)
 
     @classmethod
     def settings_customise_sources(

@@ -13,10 +13,12 @@ from deployments.client import WeftClient
 from deployments.client_calls import Written
 from deployments.client_memories import MemoriesWritten, MemoryInput, RelationInput
 from deployments.encoder_pointers import ACTIVE, SCOPE, digest_of
+from deployments.service_client import service_client
 from deployments.settings import Settings
 from graph.errors import Conflict, WeftError
 from graph.lock import holder_of, lock_of
 from graph.schema import (
+    ApiKey,
     ChangeSet,
     Operation,
     PutItem,
@@ -46,7 +48,7 @@ def open_writer(settings: Settings, command: str) -> Iterator[Write]:
     """
     url = service_url(settings)
     if url is not None:
-        with WeftClient(url) as client:
+        with service_client(settings, url) as client:
             yield lambda request: _send(client, request)
         return
     with lock_of(settings.store_url, settings.data_dir, f"the command `{command}`"):
@@ -87,6 +89,16 @@ def item_ids_and_owners(settings: Settings) -> tuple[frozenset[str], dict[str, s
     return frozenset(item.item_id for page in pages for item in page.items), owners
 
 
+def read_api_keys(settings: Settings) -> list[ApiKey]:
+    """Keys that were not revoked, as the store has them now."""
+    store = GraphStore(settings.store_url)
+    try:
+        pages = list(store.changes_since(0, frozenset({"api_key"})))
+    finally:
+        store.close()
+    return [key for page in pages for key in page.api_keys]
+
+
 def active_encoder(settings: Settings) -> Path | None:
     """Directory of the encoder that the store names active, if it is there."""
     digest = digest_of(read_view(settings), ACTIVE)
@@ -98,7 +110,7 @@ def activate(settings: Settings, digest: str) -> None:
     """Make an encoder the active one: on every replica of a running service, or for the next start."""
     url = service_url(settings)
     if url is not None:
-        with WeftClient(url, deadline_s=180, timeout_s=180) as client:
+        with service_client(settings, url, deadline_s=180, timeout_s=180) as client:
             client.activate_encoder(digest)
         return
     with open_writer(settings, "weft encoder activate") as write:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from deployments import metrics
+from deployments.cache_metrics import measure_cache, observe_slice
 from deployments.embedding_cache import open_cache
 from deployments.following import Follower
 from deployments.graph_client import GraphStateClient
@@ -23,6 +25,7 @@ from deployments.messages import (
     TextModelInfo,
 )
 from deployments.settings import Settings
+from deployments.slow_calls import noted
 from deployments.text_models import (
     ACTIVE,
     configured_spec,
@@ -198,6 +201,7 @@ class TextEmbedder:
             enabled=cache.enabled,
             max_waiting_texts=self._limits.max_waiting_texts,
             slice_texts=_SLICE_TEXTS,
+            on_slice=observe_slice,
         )
 
     def _model(self, wanted: str | None) -> _Model:
@@ -233,6 +237,7 @@ class TextEmbedder:
 
     # --------------------------------------------------------------------------------------------- answering
 
+    @noted
     async def embed(self, query: EmbedQuery) -> EmbedAnswer | WeftError:
         """Vectors of the texts, in order."""
         try:
@@ -260,6 +265,7 @@ class TextEmbedder:
             model.fingerprint.name,
         )
 
+    @noted
     async def rerank(self, query: RerankQuery) -> RerankAnswer | WeftError:
         """Documents by their cosine to the query."""
         try:
@@ -333,6 +339,17 @@ class TextEmbedder:
             # Entries of models that are not open here.
             dropped += store.clear(None if what.everything else what.model)
         return dropped
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        self._follower.measure()
+        statistics = [model.cached.statistics(of_store=False) for model in tuple(self._models.values())]
+        for found in statistics:
+            measure_cache(found)
+        models = [found.namespace for found in statistics]
+        metrics.CACHE_MEMORY.keep(models)
+        metrics.BREAKER_OPEN.keep(models)
+        metrics.WAITING.set(sum(found.waiting for found in statistics), "text_embedder")
 
     async def status(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
+from deployments import metrics
 from deployments.following import Follower
 from deployments.graph_client import GraphStateClient
 from deployments.messages import EmbedAnswer, EmbedQuery, TextModelInfo
@@ -122,6 +123,14 @@ class TextIndexer:
         """Long-poll: whether this replica reached `version` in time."""
         return await self._follower.wait_for(version, timeout_s)
 
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        self._follower.measure()
+        metrics.TEXTS_WITHOUT_VECTOR.set(self._num_waiting())
+
+    def _num_waiting(self) -> int:
+        return max(map(len, tuple(self._waiting.values())), default=self._num_texts())
+
     async def status(self) -> dict[str, Any]:
         """How many nodes wait under which model, and why."""
         return {
@@ -129,7 +138,7 @@ class TextIndexer:
             "version": self._follower.version,
             "active": model_named(self._view, ACTIVE),
             "candidate": model_named(self._view, CANDIDATE),
-            "waiting": max(map(len, self._waiting.values()), default=self._num_texts()),
+            "waiting": self._num_waiting(),
             "models": {
                 name: {
                     "vectors": sum(len(self._view.text_vectors(kind, name)) for kind in _KINDS),

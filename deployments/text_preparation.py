@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from deployments.client import WeftClient
 from deployments.embedding_cache import open_cache
+from deployments.service_client import service_client
 from deployments.settings import Settings
 from deployments.store_access import Write, open_writer, read_view, service_url
 from deployments.text_models import (
@@ -89,7 +89,7 @@ def prepare_text_vectors(settings: Settings, report: Report) -> str | None:
     """
     url = service_url(settings)
     if url is not None:
-        return _wait_for_service(url, report)
+        return _wait_for_service(settings, url, report)
     # The lock first: opening a model takes seconds, and nobody may write between reading and writing.
     with open_writer(settings, "weft train") as write, cached_encoder(settings) as encoder:
         return _embed_all(settings, write, encoder, report)
@@ -130,10 +130,10 @@ def _waiting(view: GraphView, name: str) -> list[tuple[TextKind, str, str]]:
     return found
 
 
-def _wait_for_service(url: str, report: Report) -> str | None:
+def _wait_for_service(settings: Settings, url: str, report: Report) -> str | None:
     least, since = None, time.monotonic()
     total, written = 0, None
-    with WeftClient(url) as client:
+    with service_client(settings, url) as client:
         while True:
             parts = client.status()
             indexer = parts["text_indexer"]

@@ -26,7 +26,7 @@ import psycopg
 import pytest
 
 from tests.conftest import missing
-from tests.processes import Process, family, wait_until
+from tests.processes import NO_MARK, Process, family, wait_until
 
 _DEFAULT = "postgresql://postgres@127.0.0.1:5432/postgres"
 
@@ -133,7 +133,7 @@ class PostgresServer:
     def processes(self) -> set[Process]:
         """The postmaster and its children, now."""
         assert self._process is not None
-        self._family = family(self._process.pid, "\0 no mark")
+        self._family = family(self._process.pid, NO_MARK)
         return self._family
 
     def send(self, number: signal.Signals) -> None:

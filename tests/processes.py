@@ -12,6 +12,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+NO_MARK = "\0 no mark"  # which no environment holds
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from deployments.client import WeftClient
 from tests.processes import Process, family, wait_until
@@ -39,9 +40,11 @@ class Service:
         log: Path,
         mark: str,
         store_url: str | None = None,
+        key: str | None = None,
     ) -> None:
         self.process = process
         self.store_url = store_url  # None: a file in the data directory
+        self.key = key  # with which the test asks, where the service wants one
         self.data_dir = data_dir
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -56,9 +59,8 @@ class Service:
     def logs(self) -> str:
         """The launcher's output and the end of what the replicas and the writer logged."""
         parts = [f"--- weft run\n{self.log}"]
-        folders = {m[1] for p in self._seen if (m := re.search(r"--log_dir=(/\S+)", p.command))}
-        for folder in sorted(folders):
-            found = [p for p in Path(folder).rglob("*") if p.match("serve/*.log") or p.match("worker-*.err")]
+        for folder in self.log_folders():
+            found = [p for p in folder.rglob("*") if p.match("serve/*.log") or p.match("worker-*.err")]
             # A writer that was killed many times has as many logs: the last ones tell.
             for path in sorted(found, key=lambda p: p.stat().st_mtime)[-12:]:
                 text = path.read_text(encoding="utf-8", errors="replace")
@@ -66,10 +68,17 @@ class Service:
                     parts.append(f"--- {path.name}\n{text[-3000:]}")
         return "\n".join(parts)
 
+    def log_folders(self) -> list[Path]:
+        """Where Ray keeps the logs of this service's processes."""
+        folders = {m[1] for p in self._seen if (m := re.search(r"--log_dir=(/\S+)", p.command))}
+        return [Path(folder) for folder in sorted(folders)]
+
     def client(self, **options: Any) -> WeftClient:
-        return WeftClient(self.url, **options)
+        return WeftClient(self.url, **{"api_key": self.key} | options)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
+        headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
+        options["headers"] = headers | options.get("headers", {})
         return httpx.get(self.url + path, timeout=20.0, trust_env=False, **options)
 
     def status(self) -> dict[str, Any]:
@@ -86,7 +95,8 @@ class Service:
         return found
 
     def weft(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        return weft(self.data_dir, self.port, *arguments, status=status)
+        extra = {} if self.key is None else {"WEFT_API_KEY": self.key}
+        return weft(self.data_dir, self.port, *arguments, status=status, extra=extra)
 
     def weft_json(self, *arguments: str) -> Any:
         return json.loads(self.weft(*arguments).stdout)
@@ -173,7 +183,30 @@ def launch(
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a process group of its own, as a shell gives it
         )
-    return Service(process, data_dir, port, log, mark, (extra or {}).get("WEFT_STORE__URL"))
+    given = extra or {}
+    return Service(
+        process, data_dir, port, log, mark, given.get("WEFT_STORE__URL"), given.get("WEFT_API_KEY")
+    )
+
+
+def launch_serve_run(config: dict[str, Any], data_dir: Path, folder: Path, **extra: str) -> Service:
+    """`serve run` of a configuration, on a Ray of its own; at the port that the configuration names."""
+    path = folder / "serve_config.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    command = (str(Path(sys.executable).with_name("serve")), "run", str(path))
+    # No cluster of somebody else's: `serve run` would join one that it finds.
+    local = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
+    port = config["http_options"]["port"]
+    return launch(data_dir, folder, command, port=port, extra=local | extra)
+
+
+def answers(service: Service) -> bool:
+    """Whether a service that was launched is ready; fails when it has ended."""
+    assert service.process.poll() is None, "the service ended"
+    try:
+        return service.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def wait_until_ready(service: Service, timeout_s: float = START_TIMEOUT_S) -> None:

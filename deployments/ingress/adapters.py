@@ -14,6 +14,7 @@ from deployments.generation_messages import (
     AdapterWritten,
     PutAdapter,
 )
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.adapter_schemas import (
     PUT_BODY,
     ActivateBody,
@@ -32,7 +33,7 @@ from deployments.ingress.queries import ADAPTERS, READ
 from deployments.ingress.uploads import TAR, media_type
 from models.adapter_pointers import AdapterScope, check_version_label
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], route_class=GuardedRoute)
 
 _POINTER = "/v1/adapters/{scope}/{name}"
 _VERSION = _POINTER + "/versions/{version}"

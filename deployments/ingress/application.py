@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from deployments.ingress import (
     encoders,
     generate,
     items,
+    keys,
     memories,
     models,
     nodes,
@@ -30,6 +31,7 @@ from deployments.ingress import (
     search,
     users,
 )
+from deployments.ingress.access import PUBLIC_PATHS, Gate
 from deployments.ingress.backend import Backend
 from deployments.ingress.edge import Edge
 from deployments.ingress.exchange import Service
@@ -61,6 +63,8 @@ def create_app(
     remembered_nodes: int = 100_000,
     loopback_only: bool = False,
     context: ContextSettings | None = None,
+    gate: Gate | None = None,
+    server_echoes_id: bool = False,
     version: str = "0.1.0",
 ) -> FastAPI:
     """The application over a backend, which is made when the first request needs it.
@@ -72,9 +76,12 @@ def create_app(
     `loopback_only`: answer requests that name this machine in `Host`, and take writes from web pages of this
     machine alone; for a service that has no other protection.
     `context`: what of a user's own graph goes into a prompt where a request does not say.
+    `gate`: who knows the API keys; None: there are none, and anybody may do everything.
+    `server_echoes_id`: see `Edge`.
     """
-    service = Service(backend_factory, remembered_nodes, upload_dir, context)
-    app = _Application(service, max_body_bytes, max_upload_bytes + SLACK_BYTES, loopback_only, version)
+    service = Service(backend_factory, remembered_nodes, upload_dir, context, gate)
+    largest = max_upload_bytes + SLACK_BYTES
+    app = _Application(service, max_body_bytes, largest, loopback_only, server_echoes_id, version)
     for module in (
         recommendations,
         search,
@@ -91,6 +98,7 @@ def create_app(
         nodes,
         encoders,
         cache,
+        keys,
         operations,
     ):
         app.include_router(module.router)
@@ -106,6 +114,7 @@ class _Application(FastAPI):
         max_body_bytes: int,
         max_upload_bytes: int,
         loopback_only: bool,
+        server_echoes_id: bool,
         version: str,
     ) -> None:
         super().__init__(
@@ -117,8 +126,16 @@ class _Application(FastAPI):
             responses={"4XX": {"model": ErrorAnswer}, "5XX": {"model": ErrorAnswer}},
         )
         self.state.service = service
-        self._edge = Edge(self._routed, service, max_body_bytes, max_upload_bytes, loopback_only)
-        self._allowed: list[tuple[Any, list[str]]] = []
+        self._edge = Edge(
+            self._routed,
+            service,
+            max_body_bytes,
+            max_upload_bytes,
+            self._template_of,
+            loopback_only,
+            server_echoes_id,
+        )
+        self._paths: list[tuple[Any, str, list[str]]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._edge(scope, receive, send)
@@ -129,6 +146,19 @@ class _Application(FastAPI):
         for middleware, args, kwargs in reversed(self.user_middleware):
             app = middleware(app, *args, **kwargs)
         return app
+
+    def openapi(self) -> dict[str, Any]:
+        """With the key that all but the public routes may ask for."""
+        made = self.openapi_schema is not None
+        schema = super().openapi()
+        if not made:
+            schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+            schemes["key"] = {"type": "http", "scheme": "bearer", "description": "An API key, `id.secret`."}
+            for path, operations in schema["paths"].items():
+                if path not in PUBLIC_PATHS:
+                    for operation in operations.values():
+                        operation["security"] = [{"key": []}]
+        return schema
 
     async def _routed(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -145,9 +175,17 @@ class _Application(FastAPI):
 
     def _methods_of(self, path: str) -> str:
         """All methods of a path. A router knows only those of the first route that matches it."""
-        if not self._allowed:
-            self._allowed = [
-                (compile_path(_PATHS.get(template, template))[0], [method.upper() for method in operations])
-                for template, operations in self.openapi()["paths"].items()
-            ]
-        return ", ".join(m for pattern, methods in self._allowed if pattern.match(path) for m in methods)
+        return ", ".join(m for _, methods in self._taking(path) for m in methods)
+
+    def _template_of(self, path: str) -> str | None:
+        """The template of the first route that takes a path."""
+        return next((template for template, _ in self._taking(path)), None)
+
+    def _taking(self, path: str) -> Iterator[tuple[str, list[str]]]:
+        """Templates that match a path, and their methods, in the order of the document."""
+        if not self._paths:
+            for documented, operations in self.openapi()["paths"].items():
+                template = _PATHS.get(documented, documented)
+                methods = [method.upper() for method in operations]
+                self._paths.append((compile_path(template)[0], template, methods))
+        return ((template, methods) for pattern, template, methods in self._paths if pattern.match(path))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.text_schemas import CacheStatisticsAnswer, InvalidateAnswer, InvalidateBody
 from deployments.messages import CacheInvalidation
 
-router = APIRouter(tags=["cache"])
+router = APIRouter(tags=["cache"], route_class=GuardedRoute)
 
 
 @router.get("/v1/cache/stats", response_model=CacheStatisticsAnswer)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from deployments.generation_messages import Delta, Ended, GenerateQuery, Started
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.event_stream import DONE, EVENT_STREAM, EventStream, event
 from deployments.ingress.exchange import Exchange, answer, exchange_of
 from deployments.ingress.generation import asked, begun, chat_tokens, chosen, generated, timings, usage
@@ -16,7 +17,7 @@ from deployments.ingress.generation_answers import ChatAnswer
 from deployments.ingress.generation_schemas import ChatBody
 from models.language_model.protocol import TokenLogprob
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=GuardedRoute)
 
 
 @router.post(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.text_schemas import EmbeddingsAnswer, EmbeddingsBody
 from deployments.messages import EmbedAnswer, EmbedQuery
 
-router = APIRouter(tags=["text"])
+router = APIRouter(tags=["text"], route_class=GuardedRoute)
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)

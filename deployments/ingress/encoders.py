@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of, written
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.schemas import ActivateAnswer, EncodersAnswer
 
-router = APIRouter(tags=["encoders"])
+router = APIRouter(tags=["encoders"], route_class=GuardedRoute)
 
 
 @router.get("/v1/encoders", response_model=EncodersAnswer)

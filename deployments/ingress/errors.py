@@ -37,6 +37,7 @@ _UNAVAILABLE = "a part of the service does not answer right now; repeat the requ
 _INTERNAL = "the service failed on this request; its log has the cause under this request id"
 
 _TYPES = {
+    401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
@@ -109,6 +110,8 @@ def failure(
         level = logging.WARNING if retryable else logging.ERROR
         logger.log(level, "request %s: %d %s: %s", request_id, status, code, message, exc_info=explained)
         message = _HIDDEN.get(code, _UNAVAILABLE if retryable else _INTERNAL)
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["www-authenticate"] = "Bearer"
     if status in (429, 503):
         headers["retry-after"] = str(RETRY_AFTER_S)
     kind = _TYPES.get(status, "internal_error" if status >= 500 else "invalid_request_error")

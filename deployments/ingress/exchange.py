@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
+from deployments.ingress.access import ANYBODY, Caller, Gate, caller_of
 from deployments.ingress.backend import Backend
+from deployments.ingress.own_backend import OwnBackend
 from deployments.ingress.queries import QuerySpec, refuse_query
 from deployments.ingress.uploads import Uploads
 from deployments.ingress.versions import Acknowledged, required_version
@@ -32,6 +36,7 @@ class Service:
         remembered: int,
         upload_dir: Path | None = None,
         context: ContextSettings | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self._backend_factory = backend_factory
         self._backend: Backend | None = None
@@ -40,6 +45,9 @@ class Service:
         self.adapters = Acknowledged(remembered)  # by `scope/name` of the pointer, and "" for all of them
         self.uploads = Uploads(upload_dir)
         self.context = context or ContextSettings()
+        self._gate = gate
+        self._readiness: tuple[float, tuple[bool, dict[str, object]]] | None = None
+        self._asking = asyncio.Lock()
 
     @property
     def backend(self) -> Backend:
@@ -47,20 +55,42 @@ class Service:
             self._backend = self._backend_factory()
         return self._backend
 
+    async def caller_of(self, headers: dict[bytes, bytes], path: str) -> Caller | None:
+        """Who sent a request: anybody, where there are no keys; None without a key where none is needed."""
+        return ANYBODY if self._gate is None else await caller_of(self._gate, headers, path)
+
+    async def readiness(self, max_age_s: float) -> tuple[bool, dict[str, object]]:
+        """Whether every part answers, as `Backend.ready` says; by an answer at most that old, others' too."""
+        if not max_age_s:
+            return await self.backend.ready()
+        async with self._asking:
+            if self._readiness is None or time.monotonic() - self._readiness[0] > max_age_s:
+                self._readiness = time.monotonic(), await self.backend.ready()
+            return self._readiness[1]
+
+    async def keys_in_force(self, version: int) -> None:
+        """Wait until this replica knows the keys of `version`."""
+        if self._gate is not None:
+            await self._gate.wait_for(version)
+
 
 class Exchange:
     """A request's identity, headers and versions. The edge puts one into every HTTP scope."""
 
-    __slots__ = ("headers", "request_id", "scope", "service")
+    __slots__ = ("caller", "headers", "request_id", "scope", "service")
 
     def __init__(self, service: Service, scope: Scope, headers: dict[bytes, bytes], request_id: str) -> None:
         self.service = service
         self.scope = scope
         self.headers = headers
         self.request_id = request_id
+        self.caller: Caller | None = None  # set by the edge before anything is answered
 
     @property
     def backend(self) -> Backend:
+        """What the caller may see of the service."""
+        if self.caller is not None and self.caller.user_id is not None:
+            return cast("Backend", OwnBackend(self.service.backend, self.caller.user_id))
         return self.service.backend
 
     def token(self, version: int) -> str:
@@ -148,6 +178,8 @@ class Exchange:
         # The scope holds the path, ids included: the digest covers the body alone, and one key used for two
         # users must not let the second write pass for a repetition of the first.
         scope = f"{self.scope['method']} {self.scope['path']}"
+        if self.caller is not None and self.caller.user_id is not None:
+            scope = f"{scope} as {self.caller.user_id}"  # one user's keys tell nothing about another's
         return Idempotency(scope=scope, key=key, digest=hashlib.sha256(body).hexdigest())
 
 

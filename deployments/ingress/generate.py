@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from deployments.generation_messages import Delta, Ended, GenerateQuery, Started
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.bodies import parsed
 from deployments.ingress.errors import failure_of
 from deployments.ingress.event_stream import EVENT_STREAM, EventStream, event, until_gone
@@ -20,7 +21,7 @@ from deployments.ingress.user_context import context_facts
 from graph.errors import InvalidInput
 from models.language_model.protocol import TokenLogprob
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=GuardedRoute)
 
 
 @router.post(

@@ -43,18 +43,22 @@ async def query_of(
 
 def _bare_query(exchange: Exchange, body: AnyGenerationBody, request_id: str | None) -> GenerateQuery:
     selection = body.selection
+    # Who comes with a user's key and names nobody is that user.
+    user_id = body.user_id
+    if user_id is None and exchange.caller is not None:
+        user_id = exchange.caller.user_id
     blend = tuple((part.adapter, part.weight) for part in selection.blend or ())
     named = [text for text in (body.model, selection.adapter, *(part[0] for part in blend)) if text]
     return GenerateQuery(
         prompt=body.prompt(),
         sampling=body.sampling(),
-        user_id=body.user_id,
+        user_id=user_id,
         domain=selection.domain,
         adapter=selection.adapter,
         blend=blend,
         model=body.model,
         min_version=exchange.min_version(
-            user_id=body.user_id, adapters=pointers(body.user_id, selection.domain, named)
+            user_id=user_id, adapters=pointers(user_id, selection.domain, named)
         ),
         request_id=exchange.request_id if request_id is None else request_id,
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from ray.serve.handle import DeploymentHandle
 
+from deployments import metrics
 from deployments.coalescing import Coalescer
 from deployments.graph_client import RemoteGraphState
 from deployments.graph_state import Outcome
@@ -92,17 +93,30 @@ class HandleBackend(GenerationBackend, MemoryBackend):
         self._embeddings = OptionalEmbeddings(parts.text_embedder)
         self._write_vectors = WriteVectors(OptionalEmbeddings(parts.text_embedder), settings.text_embedder)
         self._writes: Coalescer[WriteRequest, WriteResult] = Coalescer(
-            self._send_writes, max_batch=self._limits.max_batch, name="the write"
+            self._send_writes,
+            max_batch=self._limits.max_batch,
+            waited=lambda seconds: metrics.QUEUE.observe(seconds, "graph_state"),
+            name="the write",
         )
         self._recommends: Coalescer[RecommendQuery, RecommendAnswer] = Coalescer(
             self._send_recommends,
             max_batch=self._limits.max_batch,
             max_in_flight=2,
+            waited=lambda seconds: metrics.QUEUE.observe(seconds, "retriever"),
             name="the recommendation",
         )
         self._searches: Coalescer[SearchQuery, SearchAnswer] = Coalescer(
-            self._send_searches, max_batch=self._limits.max_batch, max_in_flight=2, name="the search"
+            self._send_searches,
+            max_batch=self._limits.max_batch,
+            max_in_flight=2,
+            waited=lambda seconds: metrics.QUEUE.observe(seconds, "retriever"),
+            name="the search",
         )
+
+    def measure(self) -> None:
+        """Set the metrics that are not counted as they happen. Thread-safe."""
+        metrics.WAITING.set(self._writes.num_waiting, "graph_state")
+        metrics.WAITING.set(self._recommends.num_waiting + self._searches.num_waiting, "retriever")
 
     # ------------------------------------------------------------------------------------------- writing
 
@@ -220,6 +234,10 @@ class HandleBackend(GenerationBackend, MemoryBackend):
 
     async def item(self, item_id: str, min_version: int) -> ItemRecord:
         found: ItemRecord = await self._ask(self._encoder, min_version, "read_item", item_id)
+        return found
+
+    async def api_keys(self, limit: int, after: str | None, min_version: int) -> Page:
+        found: Page = await self._ask(self._encoder, min_version, "list_api_keys", limit, after)
         return found
 
     async def users(self, limit: int, after: str | None, min_version: int) -> Page:

@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of, written
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import IDEMPOTENT, PAGE, READ, SIMILAR
@@ -20,7 +21,7 @@ from deployments.ingress.schemas import (
 from deployments.messages import ItemRecord
 from graph.schema import DeleteItem, PutItem
 
-router = APIRouter(tags=["items"])
+router = APIRouter(tags=["items"], route_class=GuardedRoute)
 
 
 @router.get("/v1/items", response_model=ItemsAnswer, openapi_extra=PAGE.openapi())

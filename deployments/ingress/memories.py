@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import Exchange, answer, exchange_of, written
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.memory_queries import CONTEXT, GRAPH, RELATION
@@ -43,7 +44,7 @@ from graph.schema import (
 )
 from graph.times import iso_time
 
-router = APIRouter(tags=["memories"])
+router = APIRouter(tags=["memories"], route_class=GuardedRoute)
 
 _MEMORIES = "/v1/users/{user_id}/memories"
 _MEMORY = _MEMORIES + "/{memory_id}"

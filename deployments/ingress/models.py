@@ -7,11 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from deployments.generation_messages import LanguageModelInfo
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.generation_answers import ModelEntry, ModelsAnswer
 from graph.errors import UnknownModel
 
-router = APIRouter(tags=["generation"])
+router = APIRouter(tags=["generation"], route_class=GuardedRoute)
 
 
 @router.get("/v1/models", response_model=ModelsAnswer)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import EMBEDDING
 from deployments.ingress.schemas import EmbeddingAnswer
 from graph.errors import InvalidInput
 
-router = APIRouter(tags=["nodes"])
+router = APIRouter(tags=["nodes"], route_class=GuardedRoute)
 
 
 @router.get(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of, written
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import IDEMPOTENT, PAGE
@@ -14,7 +15,7 @@ from deployments.ingress.schemas import RatingRow, RatingsAnswer, RatingWrite, W
 from deployments.messages import RatingRecord
 from graph.schema import DeleteRating, PutRating
 
-router = APIRouter(tags=["ratings"])
+router = APIRouter(tags=["ratings"], route_class=GuardedRoute)
 
 
 @router.post("/v1/ratings", response_model=WriteAnswer, openapi_extra=IDEMPOTENT)

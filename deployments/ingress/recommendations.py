@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.errors import failure_of
 from deployments.ingress.event_stream import EVENT_STREAM, EventStream, until_gone
 from deployments.ingress.exchange import Exchange, answer, encoded, exchange_of
@@ -20,7 +21,7 @@ from deployments.messages import RecommendAnswer, RecommendQuery
 
 NDJSON = "application/x-ndjson"
 
-router = APIRouter(tags=["recommendations"])
+router = APIRouter(tags=["recommendations"], route_class=GuardedRoute)
 
 
 async def recommend_user(exchange: Exchange, user_id: str) -> bytes | None:

@@ -356,4 +356,4 @@ class LiveAnswer(BaseModel):
 
 class ReadyAnswer(BaseModel):
     ready: bool
-    parts: dict[str, Any]
+    parts: dict[str, Any] | None = None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of
 from deployments.ingress.text_schemas import RerankAnswer, RerankBody, SearchAnswer, SearchBody
 from deployments.messages import RerankQuery, SearchQuery
 
-router = APIRouter(tags=["text"])
+router = APIRouter(tags=["text"], route_class=GuardedRoute)
 
 
 @router.post("/v1/search", response_model=SearchAnswer)

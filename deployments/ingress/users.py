@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from deployments.ingress.access import GuardedRoute
 from deployments.ingress.exchange import answer, exchange_of, written
 from deployments.ingress.identifiers import check_id
 from deployments.ingress.queries import IDEMPOTENT, PAGE, READ
@@ -13,7 +14,7 @@ from deployments.ingress.schemas import UserAnswer, UserBody, UsersAnswer, Write
 from deployments.messages import UserRecord
 from graph.schema import DeleteUser, PutUser
 
-router = APIRouter(tags=["users"])
+router = APIRouter(tags=["users"], route_class=GuardedRoute)
 
 
 @router.get("/v1/users", response_model=UsersAnswer, openapi_extra=PAGE.openapi())

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-import deployments.client
+import deployments.service_client
 from deployments.cli import main
 from deployments.client import WeftClient
 
@@ -41,7 +41,8 @@ def weft(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
             return left.pop(0) if len(left) > 1 else left[0]
 
         transport = httpx.MockTransport(answer)
-        monkeypatch.setattr(deployments.client, "WeftClient", partial(WeftClient, transport=transport))
+        client = partial(WeftClient, transport=transport)
+        monkeypatch.setattr(deployments.service_client, "WeftClient", client)
         monkeypatch.setattr(sys, "argv", ["weft", *arguments])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         with pytest.raises(SystemExit) as ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ with warnings.catch_warnings():
 
     from deployments import app, graph_client
     from deployments.app import build, claimed_cpus
+    from deployments.settings import Settings
 from graph.errors import InvalidInput
 from tests.deployments.local_state import make_settings
 
@@ -55,6 +57,13 @@ def test_without_a_language_model_nothing_of_it_is_there(tmp_path: Path) -> None
     assert "LanguageModel" not in deployments(tmp_path, language_model={"enabled": False})
 
 
+def test_the_key_of_commands_stays_with_them(tmp_path: Path) -> None:
+    """Ray keeps what replicas are given."""
+    given = [part.init_args[0] for part in deployments(tmp_path, api_key="weft_0.secret").values()]
+    assert len(given) >= 7
+    assert all(isinstance(settings, Settings) and settings.api_key is None for settings in given)
+
+
 @pytest.mark.parametrize(
     "groups",
     [
@@ -77,23 +86,69 @@ def test_the_launcher_makes_room_for_every_claim(tmp_path: Path, groups: dict[st
     assert math.isclose(claimed_cpus(settings), wanted)
 
 
+# ------------------------------------------------------------------------------------------------------ GPUs
+
+
+def test_who_claims_no_gpu_sees_none(tmp_path: Path) -> None:
+    """Ray shows all GPUs of a node to those that claim none."""
+    for name, part in deployments(tmp_path).items():
+        environment = part.ray_actor_options.get("runtime_env", {}).get("env_vars", {})
+        assert not part.ray_actor_options.get("num_gpus")
+        if name in ("GraphEncoder", "Retriever", "TextEmbedder", "LanguageModel"):
+            assert environment["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_claims_of_gpus_reach_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "ray", Cluster(True, gpus=1))
+    hashing = {"backend": "hashing", "model": "hashing"}
+    found = deployments(tmp_path, graph_encoder={"num_gpus": 0.1}, text_embedder=hashing | {"num_gpus": 0.2})
+    claims = {name: part.ray_actor_options.get("num_gpus") for name, part in found.items()}
+    assert {name: gpus for name, gpus in claims.items() if gpus} == {
+        "GraphEncoder": 0.1,
+        "TextEmbedder": 0.2,
+        "LanguageModel": 0.7,
+    }
+    # Ray says which GPU it is.
+    environment = found["LanguageModel"].ray_actor_options["runtime_env"]["env_vars"]
+    assert "CUDA_VISIBLE_DEVICES" not in environment
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "ray", Cluster(True))
+    with pytest.raises(InvalidInput, match="the cluster has no GPU"):
+        build(make_settings(tmp_path, graph_encoder={"num_gpus": 0.1}))
+    with pytest.raises(InvalidInput, match="device is cuda"):
+        build(make_settings(tmp_path, language_model={"device": "cuda"}))
+
+
+def test_a_replica_keeps_to_the_share_that_ray_gave_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    capped: list[float] = []
+    monkeypatch.setattr(app, "cap_memory", capped.append)
+    for assigned in ({"CPU": 0.4, "GPU": 0.7}, {"CPU": 0.4}):
+        context = SimpleNamespace(get_assigned_resources=lambda given=assigned: given)
+        monkeypatch.setattr(app, "ray", SimpleNamespace(get_runtime_context=lambda given=context: given))
+        app._keep_to_gpu_share()
+    assert capped == [0.7]
+
+
 # --------------------------------------------------------------------------------------------- several nodes
 
 
 class Cluster:
     """As much of Ray as tells about nodes."""
 
-    def __init__(self, *alive: bool) -> None:
-        self._nodes = [{"NodeID": str(n), "Alive": there} for n, there in enumerate(alive)]
+    def __init__(self, *alive: bool, **resources: float) -> None:
+        named = {("GPU" if name == "gpus" else name): float(amount) for name, amount in resources.items()}
+        self._nodes = [
+            {"NodeID": str(n), "Alive": there, "Resources": {"CPU": 2.0} | named}
+            for n, there in enumerate(alive)
+        ]
 
     def is_initialized(self) -> bool:
         return True
 
     def nodes(self) -> list[dict[str, Any]]:
         return self._nodes
-
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
 
 
 def test_sqlite_is_refused_on_more_than_one_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,3 +178,41 @@ def test_the_graph_state_does_not_start_on_a_second_node(
         with pytest.raises(InvalidInput, match="WEFT_STORE__URL"):
             start(make_settings(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_graph_state_waits_for_no_resource_that_no_node_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"graph_state": {"resources": {"graph_state": 1}}}
+    monkeypatch.setattr(app, "ray", Cluster(True))
+    with pytest.raises(InvalidInput, match="claims 1 graph_state, and no node") as caught:
+        build(make_settings(tmp_path, **wanted))
+    assert caught.value.param == "graph_state.resources"
+    assert build(make_settings(tmp_path, **wanted, cluster={"grows": True}))
+    monkeypatch.setattr(app, "ray", Cluster(True, graph_state=1))
+    assert build(make_settings(tmp_path, **wanted))
+
+
+def test_the_graph_state_claims_its_resources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What keeps it on nodes that have them."""
+    claimed: dict[str, Any] = {}
+    actor = SimpleNamespace(ping=SimpleNamespace(remote=lambda: None))
+
+    class Ray(Cluster):
+        def get_actor(self, *_: Any, **__: Any) -> Any:
+            raise ValueError("there is none")
+
+        def get(self, *_: Any, **__: Any) -> None: ...
+
+        def remote(self, _: type) -> Any:
+            def options(**given: Any) -> Any:
+                claimed.update(given)
+                return SimpleNamespace(remote=lambda *_: actor)
+
+            return SimpleNamespace(options=options)
+
+    monkeypatch.setattr(graph_client, "ray", Ray(True, graph_state=1))
+    graph_client.start_graph_state(make_settings(tmp_path, graph_state={"resources": {"graph_state": 1}}))
+    assert claimed["resources"] == {"graph_state": 1}
+    graph_client.start_graph_state(make_settings(tmp_path))
+    assert claimed["resources"] == {}

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from deployments import client as module
-from deployments import client_adapters, client_calls, client_generation, client_memories
+from deployments import client_adapters, client_calls, client_generation, client_keys, client_memories
 from deployments.client import (
     AsyncWeftClient,
     ConflictError,
@@ -121,14 +121,14 @@ def _outcome(call: Callable[[], object]) -> Callable[[], object]:
 def test_both_clients_have_every_call() -> None:
     built = {
         name
-        for calls in (client_calls, client_generation, client_adapters, client_memories)
+        for calls in (client_calls, client_generation, client_adapters, client_memories, client_keys)
         for name, function in vars(calls).items()
         if inspect.isfunction(function)
         and not name.startswith("_")
-        and function is not client_calls.writing  # what the calls that write are made of
+        and function not in (client_calls.writing, client_calls.paged)  # what other calls are made of
         and str(inspect.signature(function).return_annotation).startswith("Call")
     }
-    assert len(built) == 49
+    assert len(built) == 52
     for kind in (WeftClient, AsyncWeftClient):
         assert built <= set(vars(kind))
     assert set(module.__all__) >= {"WeftClient", "AsyncWeftClient", "WeftAPIError"}

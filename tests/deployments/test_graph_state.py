@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import deployments.graph_state as module
+from deployments import metrics
 from deployments.graph_state import FollowerReport, GraphState
 from deployments.settings import Settings
 from graph.errors import (
@@ -89,6 +90,26 @@ async def test_what_waits_together_shares_a_transaction(state: GraphState) -> No
     assert [r.version for r in results] == list(range(1, 52))
     status = await state.status()
     assert (status["group_commits"], status["acknowledged_writes"], status["users"]) == (2, 51, 51)
+
+
+async def test_a_store_that_hangs_is_seen_while_it_does(
+    state: GraphState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STORE_HANGS_S", 0.05)
+    up = lambda: metrics.STORE_UP.values()[()]  # noqa: E731
+    gate = Gate(state)
+    waiting = asyncio.create_task(write(state, PutUser("first")))
+    await until(gate.entered.is_set)
+    state.measure()
+    assert up() == 1, "not yet"
+    await asyncio.sleep(0.1)
+    state.measure()
+    assert up() == 0
+    gate.open()
+    await waiting
+    state.measure()
+    assert up() == 1
+    assert metrics.WRITER_EPOCH.values()[()] == await state.ping()
 
 
 async def test_concurrent_writers_each_get_their_own_outcome(state: GraphState, settings: Settings) -> None:

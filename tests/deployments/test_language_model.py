@@ -33,7 +33,7 @@ from graph.errors import (
     UnknownAdapter,
     UnknownModel,
 )
-from graph.schema import PutUser
+from graph.schema import DeleteUser, PutUser
 from models.language_model.protocol import GenerationRequest, Listener, Message, Sampling, Ticket
 from tests.deployments.local_adapters import digest_of, open_plain, plain, put_in_inbox
 from tests.deployments.local_language_model import World, answered, done
@@ -164,6 +164,28 @@ async def test_a_file_that_vanishes_falls_down_the_cascade(world: World) -> None
     (store.root / digest_of("one")).unlink()
     query = GenerateQuery("hello", Sampling(max_tokens=1), user_id="alice")
     assert answered(await replica.generate(query)).text == "all "
+
+
+async def test_a_users_adapter_goes_with_the_user(world: World) -> None:
+    """It was trained on that user's texts: whoever gets the id next speaks with the base model."""
+    replicas = [await world.replica(), await world.replica()]
+    await world.activate(replicas[0], "user", "alice", "v1", "one")
+    shared = await world.activate(replicas[0], "user", "bob", "v1", "both")
+    await world.activate(replicas[0], "user", "carl", "v1", "both")
+    _, store, _ = plain(replicas[0]._opened)
+    assert (store.root / digest_of("one")).exists()
+    await write(world.state, PutUser("alice"), PutUser("bob"))
+    await write(world.state, DeleteUser("alice"), DeleteUser("bob"))
+    version = (await write(world.state, PutUser("alice"))).version
+    assert version > shared
+    for replica in replicas:
+        assert await replica.wait_for(version, 5.0)
+        query = GenerateQuery("hello", Sampling(max_tokens=1), user_id="alice")
+        assert answered(await replica.generate(query)).text == "base "
+    await until(lambda: not (store.root / digest_of("one")).exists())
+    assert (store.root / digest_of("both")).exists(), "somebody else's too"
+    query = GenerateQuery("hello", Sampling(max_tokens=1), user_id="carl")
+    assert answered(await replicas[1].generate(query)).text == "both "
 
 
 async def test_a_model_that_cannot_be_opened_keeps_nobody_waiting(

@@ -21,12 +21,15 @@ from deployments.graph_encoder import GraphEncoder
 from deployments.graph_state import GraphState
 from deployments.messages import RecommendAnswer, RecommendQuery, UserQuery, UserVector
 from deployments.retriever import Retriever
+from graph.api_keys import new_key
 from graph.errors import InvalidInput, NotFound, NotYet, Unavailable, UnknownEncoder, UnknownItem, UnknownUser
 from graph.schema import (
+    DeleteApiKey,
     DeleteItem,
     DeleteRating,
     DeleteUser,
     Operation,
+    PutApiKey,
     PutItem,
     PutPointer,
     PutRating,
@@ -34,14 +37,14 @@ from graph.schema import (
     WriteRequest,
     WriteResult,
 )
-from graph.view import GraphView
-from models.graph_encoder.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from models.graph_encoder.checkpoint import load_checkpoint, save_checkpoint
 from models.graph_encoder.features import HashedFeatures
 from models.graph_encoder.incremental import LinearState
 from models.graph_encoder.parameters import EdgeWeights, LinearParameters
 from models.item_similarity import ItemSimilarity
 from models.ranking_settings import RankingSettings
 from tests.deployments.local_state import make_settings, until, write
+from tests.plain_ranking import PlainRanking, assert_ranked
 
 FEATURES = HashedFeatures(item_buckets=64, user_buckets=16)
 TRAINED, DIM = 30, 8
@@ -74,71 +77,6 @@ def make_encoder(folder: Path, seed: int, dim: int = DIM) -> str:
     matrix.eliminate_zeros()
     similarity = ItemSimilarity(matrix)
     return save_checkpoint(folder, parameters, similarity, RankingSettings(similarity_weight=2.0), {}).name
-
-
-class Plain:
-    """The equations of models/graph_encoder/parameters.py and models/ranking.py in float64, once more."""
-
-    def __init__(self, checkpoint: Checkpoint, view: GraphView) -> None:
-        p = checkpoint.parameters
-        self.view, self.p = view, p
-        self.known = {item_id: n for n, item_id in enumerate(p.item_ids)}
-        self.similarity = checkpoint.ranking.similarity_weight * np.asarray(
-            checkpoint.similarity.product(sp.identity(TRAINED, format="csr")), np.float64
-        )
-        self.items = {item.row: item for item in view.items()}
-        rows = view.num_item_rows
-        self.q, self.y, self.bias = np.zeros((rows, p.dim)), np.zeros((rows, p.dim)), np.zeros(rows)
-        for row, item in self.items.items():
-            f = FEATURES.item_features([item]).toarray()[0].astype(np.float64)
-            self.q[row], self.y[row] = f @ p.feature_source, f @ p.feature_target
-            self.bias[row] = f @ p.feature_bias
-            if item.item_id in self.known:
-                n = self.known[item.item_id]
-                self.q[row] += p.id_source[n]
-                self.y[row] += p.id_target[n]
-                self.bias[row] += p.id_bias[n]
-        self.degree, sums = np.zeros(rows), np.zeros((rows, p.dim))
-        for user in view.users():
-            seen, a = self.rated(user.row)
-            if a.sum() > 0:
-                u1 = a @ self.q[seen] / a.sum()
-                sums[seen] += a[:, None] * a.sum() ** -(1 - p.degree_exponent) * u1
-                self.degree[seen] += a
-        has = self.degree > 0
-        i1 = np.zeros_like(sums)
-        i1[has] = self.degree[has, None] ** -p.degree_exponent * sums[has]
-        w = p.mix.astype(np.float64)
-        self.z = w[0] * self.q + w[1] * i1 + w[2] * self.y
-        self.target = w[3] * self.y + w[4] * i1
-
-    def rated(self, user_row: int) -> tuple[np.ndarray, np.ndarray]:
-        ratings = self.view.ratings_of(user_row)
-        return ratings.item_rows.astype(np.int64), self.p.edge_weights(ratings.values).astype(np.float64)
-
-    def user(self, user_id: str) -> np.ndarray | None:
-        user = self.view.user(user_id)
-        seen, a = self.rated(user.row)
-        if a.sum() == 0:
-            return None
-        own = FEATURES.user_features([user]).toarray()[0] @ self.p.user_attributes
-        return a @ self.z[seen] / a.sum() + own
-
-    def scores(self, user_id: str) -> dict[str, float]:
-        """Of every live item, seen or not; degrees where nothing liked is known."""
-        vector = self.user(user_id)
-        if vector is None:
-            return {item.item_id: float(self.degree[row]) for row, item in self.items.items()}
-        seen, a = self.rated(self.view.user(user_id).row)
-        liked = [self.known.get(self.items[row].item_id) for row in seen[a > 0].tolist()]
-        found = {}
-        for row, item in self.items.items():
-            score = float(vector @ self.target[row] + self.bias[row])
-            place = self.known.get(item.item_id)
-            if place is not None:
-                score += sum(self.similarity[j, place] for j in liked if j is not None)
-            found[item.item_id] = score
-        return found
 
 
 class World:
@@ -202,9 +140,9 @@ class World:
                     raise answer
                 await asyncio.sleep(0.001)
 
-    def plain(self, digest: str | None = None) -> Plain:
+    def plain(self, digest: str | None = None) -> PlainRanking:
         path = self.settings.encoder_dir / (digest or self.digest)
-        return Plain(load_checkpoint(path), self.state._writer.view)
+        return PlainRanking(load_checkpoint(path), self.state._writer.view)
 
     def random_operation(self) -> Operation:
         user, item = f"u{self.rng.randrange(10)}", f"i{self.rng.randrange(42)}"
@@ -248,17 +186,6 @@ def ids(answer: RecommendAnswer) -> list[str]:
     return [r.item_id for r in answer.recommendations]
 
 
-def assert_ranked(answer: RecommendAnswer, scores: dict[str, float], eligible: set[str], n: int) -> None:
-    """`answer` is the n best of `eligible` by `scores`, up to rounding."""
-    got = ids(answer)
-    assert len(got) == len(set(got)) == min(n, len(eligible))
-    assert set(got) <= eligible
-    for r in answer.recommendations:
-        assert r.score == pytest.approx(scores[r.item_id], rel=1e-4, abs=1e-4)
-    best = sorted((scores[i] for i in eligible), reverse=True)[: len(got)]
-    assert [scores[i] for i in got] == pytest.approx(best, rel=1e-4, abs=1e-4)
-
-
 # ------------------------------------------------------------------------------------------------- equations
 
 
@@ -273,14 +200,14 @@ async def test_recommendations_are_what_the_equations_say(world: World) -> None:
             plain.items[row].item_id for row in view.ratings_of(view.user(user_id).row).item_rows.tolist()
         }
         every = {item.item_id for item in view.items()}
-        assert_ranked(answer, plain.scores(user_id), every - seen, 12)
+        assert_ranked(answer.recommendations, plain.scores(user_id), every - seen, 12)
         assert answer.basis == ("popular" if plain.user(user_id) is None else "personal")
         assert (answer.encoder, answer.version) == (world.digest, version)
         assert answer.item_version >= version
         again = await world.recommend(
             user_id, n=100, exclude_seen=False, exact_items=True, min_version=version
         )
-        assert_ranked(again, plain.scores(user_id), every, 100)
+        assert_ranked(again.recommendations, plain.scores(user_id), every, 100)
         for recommendation in answer.recommendations:
             assert recommendation.title == view.item(recommendation.item_id).title
             assert len(recommendation.because) <= 3
@@ -485,7 +412,7 @@ async def test_without_likes_what_is_popular_is_said_to_be(world: World, rating:
     answer = await world.recommend("u7", n=8, min_version=version, exact_items=True)
     assert answer.basis == "popular"
     rated = set() if rating is None else {"i0"}
-    assert_ranked(answer, world.plain().scores("u7"), {f"i{n}" for n in range(36)} - rated, 8)
+    assert_ranked(answer.recommendations, world.plain().scores("u7"), {f"i{n}" for n in range(36)} - rated, 8)
     empty = await world.recommend(session=(), n=3)
     assert empty.basis == "popular"
 
@@ -553,6 +480,25 @@ async def test_reads_and_listings(world: World) -> None:
     expected = sorted(zip(*(column.tolist() for column in rated), strict=True))
     listed = [(int(r.item_id[1:]), r.value, r.timestamp) for r in first.records + rest.records]
     assert listed == expected
+
+
+async def test_keys_are_listed_without_what_opens_them(world: World) -> None:
+    made = sorted(new_key() for _ in range(5))
+    keys = [PutApiKey(key.key_id, "read", key.digest, n) for n, key in enumerate(made)]
+    head = (await write(world.state, *keys, DeleteApiKey(made[1].key_id))).version
+    await world.reach(head)
+    found, after = [], None
+    while True:
+        page = await world.encoder.list_api_keys(2, after, head)
+        assert len(page.records) <= 2
+        found += page.records
+        if (after := page.next) is None:
+            break
+    assert [key.key_id for key in found] == [key.key_id for n, key in enumerate(made) if n != 1]
+    assert [key.created_at for key in found] == [0, 2, 3, 4]
+    assert {key.digest for key in found} == {""}
+    assert isinstance(await world.encoder.list_api_keys(2, "3", head), InvalidInput)
+    assert isinstance(await world.encoder.list_api_keys(2, None, head + 1), NotYet)
 
 
 # ---------------------------------------------------------------------------------------------- generations
@@ -639,7 +585,9 @@ async def test_a_candidate_follows_the_writes_while_it_is_built(
             user.user_id, n=50, exclude_seen=False, exact_items=True, min_version=version
         )
         assert answer.encoder == world.other
-        assert_ranked(answer, plain.scores(user.user_id), {i.item_id for i in view.items()}, 50)
+        assert_ranked(
+            answer.recommendations, plain.scores(user.user_id), {i.item_id for i in view.items()}, 50
+        )
 
 
 async def test_a_damaged_candidate_is_reported_and_changes_nothing(world: World) -> None:

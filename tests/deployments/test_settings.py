@@ -58,6 +58,8 @@ def test_an_unknown_variable_of_a_known_group_is_refused(monkeypatch: pytest.Mon
 def test_only_loopback_is_listened_on(host: str) -> None:
     with pytest.raises(ValidationError, match="not a loopback address"):
         Settings.model_validate({"http": {"host": host}})
+    for more in ({"auth": "required"}, {"insecure": True}):
+        assert Settings.model_validate({"http": {"host": host}} | more).http.host == host
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,34 @@ def test_only_loopback_is_listened_on(host: str) -> None:
 )
 def test_loopback_hosts_and_their_urls(host: str, url: str) -> None:
     assert Settings.model_validate({"http": {"host": host}}).url == url
+
+
+def test_where_kubernetes_says_that_services_are_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service called weft-cache-redis, and what KubeRay makes of one called weft."""
+    for name, value in {
+        "WEFT_CACHE_REDIS_SERVICE_HOST": "10.0.0.1",
+        "WEFT_CACHE_REDIS_SERVICE_PORT": "6379",
+        "WEFT_CACHE_REDIS_SERVICE_PORT_REDIS": "6379",
+        "WEFT_CACHE_REDIS_PORT": "tcp://10.0.0.1:6379",
+        "WEFT_CACHE_REDIS_PORT_6379_TCP": "tcp://10.0.0.1:6379",
+        "WEFT_CACHE_REDIS_PORT_6379_TCP_ADDR": "10.0.0.1",
+        "WEFT_SERVE_SVC_SERVICE_HOST": "10.0.0.2",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert Settings()
+    monkeypatch.setenv("WEFT_HTTP_PORT", "8001")  # a slip all the same
+    with pytest.raises(ValueError, match="WEFT_HTTP_PORT"):
+        Settings()
+
+
+@pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:8000"), ("::", "http://[::1]:8000")])
+def test_what_listens_everywhere_is_reached_on_loopback(host: str, url: str) -> None:
+    assert Settings.model_validate({"auth": "required", "http": {"host": host}}).url == url
+
+
+def test_the_key_of_commands_is_shown_nowhere() -> None:
+    settings = Settings.model_validate({"api_key": "weft_0.secret"})
+    assert "secret" not in repr(settings) + settings.model_dump_json()
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def serving(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Callable[[Fa
     monkeypatch.setattr(preparation, "_STALLED_S", 0.05)
 
     def replace(service: FakeService) -> FakeService:
-        monkeypatch.setattr(preparation, "WeftClient", lambda url: service)
+        monkeypatch.setattr(preparation, "service_client", lambda settings, url: service)
         return service
 
     return replace

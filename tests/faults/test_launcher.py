@@ -19,7 +19,7 @@ from deployments.store_access import open_writer, read_view
 from graph.lock import StoreLock, read_holder
 from graph.schema import PutUser, WriteRequest
 from tests.processes import wait_until
-from tests.service import Service, free_port, launch, wait_until_ready, weft
+from tests.service import RUN, Service, free_port, launch, running_service, wait_until_ready, weft
 from tests.small_store import make_small_store
 
 pytestmark = pytest.mark.faults
@@ -93,6 +93,18 @@ def test_only_loopback_is_bound(data_dir: Path, host: str) -> None:
     sentence = the_error(weft(data_dir, free_port(), "run", status=1, extra={"WEFT_HTTP__HOST": host}))
     assert "WEFT_HTTP__HOST" in sentence
     assert "loopback" in sentence
+
+
+def test_insecure_is_for_everybody_and_says_so(data_dir: Path, tmp_path: Path) -> None:
+    extra = {"WEFT_HTTP__HOST": "0.0.0.0"}
+    with running_service(data_dir, tmp_path, command=(*RUN, "--insecure"), extra=extra) as service:
+        assert "insecure:" in service.log
+        found = service.get("/v1/items?limit=1", headers={"host": "weft.example.com"})
+        assert found.status_code == 200
+    with running_service(data_dir, tmp_path, extra={"WEFT_INSECURE": "true"}) as service:
+        # On loopback it keeps out what a browser of this machine is made to ask.
+        found = service.get("/v1/items?limit=1", headers={"host": "weft.example.com"})
+        assert found.json()["error"]["code"] == "foreign_host"
 
 
 @pytest.mark.parametrize("command", ["run", "import", "demo"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
+import time
 from pathlib import Path
 
 import httpx
@@ -10,33 +11,19 @@ import pytest
 import yaml
 
 from tests.processes import wait_until
-from tests.service import ROOT, free_port, launch
+from tests.service import ROOT, answers, free_port, launch_serve_run
 from tests.small_store import SmallStore
 
 pytestmark = pytest.mark.integration
 
 
 def test_serve_run_answers(small_store: SmallStore, tmp_path: Path) -> None:
-    port = free_port()
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
-    config["http_options"]["port"] = port  # the one difference to what a user runs
-    path = tmp_path / "serve_config.yaml"
-    path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    serve = Path(sys.executable).with_name("serve")
-    # No cluster of somebody else's: `serve run` would join one that it finds.
-    local = {"RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
-    local["WEFT_LANGUAGE_MODEL__ENABLED"] = "true"  # as it is where nobody says otherwise
-    service = launch(small_store.data_dir, tmp_path, (str(serve), "run", str(path)), port=port, extra=local)
+    config["http_options"]["port"] = free_port()  # the one difference to what a user runs
+    # The language model: as it is where nobody says otherwise.
+    service = launch_serve_run(config, small_store.data_dir, tmp_path, WEFT_LANGUAGE_MODEL__ENABLED="true")
     try:
-
-        def alive() -> bool:
-            assert service.process.poll() is None, "serve run ended"
-            try:
-                return service.get("/readyz").status_code == 200
-            except httpx.TransportError:
-                return False
-
-        wait_until(alive, 120, "start of serve run")
+        wait_until(lambda: answers(service), 120, "start of serve run")
         assert service.get("/livez").json() == {"status": "ok"}
         fan = small_store.fans["space"][0]
         with service.client() as client:
@@ -51,6 +38,27 @@ def test_serve_run_answers(small_store: SmallStore, tmp_path: Path) -> None:
         service.interrupt()
         assert service.wait_for_exit() == 0
         service.assert_gone()
+    except BaseException as error:
+        error.add_note(service.logs())
+        raise
+    finally:
+        service.sweep()
+
+
+def test_serve_run_beyond_loopback_asks_for_keys(small_store: SmallStore, tmp_path: Path) -> None:
+    """Serve takes its address from a file that the settings know nothing of: the ingress looks for itself."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text(encoding="utf-8"))
+    config["http_options"] = {"host": "0.0.0.0", "port": free_port()}
+    service = launch_serve_run(config, small_store.data_dir, tmp_path)
+    try:
+        wait_until(lambda: "'0.0.0.0' is not a loopback address" in service.logs(), 120, "the refusal")
+        # Serve goes on trying to start it; nothing answers meanwhile.
+        for _ in range(20):
+            with contextlib.suppress(httpx.TransportError):
+                assert not service.get("/v1/items?limit=1").is_success
+            time.sleep(0.1)
+        service.interrupt()
+        service.wait_for_exit()
     except BaseException as error:
         error.add_note(service.logs())
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 import uuid
@@ -433,9 +434,9 @@ def test_the_service_is_alive_and_ready(http: httpx.Client) -> None:
 
 
 def test_everything_that_speaks_http_listens_on_loopback(service: Service) -> None:
-    """The proxy with its statistics and metrics pages, Serve's fallback proxy, the ingress replica.
+    """The proxy with its statistics and metrics pages, Serve's fallback proxy, the ingress, the exporter.
 
-    Ray's own gRPC and agent ports are Ray's: see the README on where Weft may run.
+    So does everything of Ray's but a gRPC port of each replica: see the README on where Weft may run.
     """
     found = listeners(service.family())
     proxy = [one for one in found if "haproxy" in one.process.command]
@@ -447,6 +448,10 @@ def test_everything_that_speaks_http_listens_on_loopback(service: Service) -> No
     assert [one for one in exposed if any(name in one.process.command for name in ours)] == []
     ingress = [one for one in found if "Ingress" in one.process.command and _answers_http(one.port)]
     assert ingress, "the ingress replica itself listens, and on loopback"
+    assert [one for one in found if not one.on_loopback and "ServeReplica" not in one.process.command] == []
+    exporter = re.search(r"Metrics for Prometheus: http://127\.0\.0\.1:(\d+)/metrics", service.log)
+    assert exporter is not None
+    assert [one.on_loopback for one in found if one.port == int(exporter[1])] == [True]
 
 
 def _answers_http(port: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from graph.errors import (
     InvalidInput,
     NotYet,
     TextTooLong,
+    UnknownApiKey,
     UnknownEncoder,
     UnknownItem,
     UnknownRating,
@@ -39,10 +40,13 @@ from graph.errors import (
     UnknownUser,
 )
 from graph.schema import (
+    ApiKey,
+    DeleteApiKey,
     DeleteItem,
     DeleteRating,
     DeleteUser,
     Item,
+    PutApiKey,
     PutItem,
     PutRating,
     PutUser,
@@ -73,6 +77,7 @@ class FakeBackend(FakeGeneration, FakeMemories):
     known_users: dict[str, User] = field(default_factory=dict)
     known_items: dict[str, Item] = field(default_factory=dict)
     known_ratings: dict[tuple[str, str], RatingRecord] = field(default_factory=dict)
+    known_keys: dict[str, ApiKey] = field(default_factory=dict)
     writes: list[WriteRequest] = field(default_factory=list)
     queries: list[RecommendQuery] = field(default_factory=list)
     asked: list[EmbedQuery | SearchQuery | RerankQuery | CacheInvalidation] = field(default_factory=list)
@@ -104,7 +109,7 @@ class FakeBackend(FakeGeneration, FakeMemories):
         return result
 
     def _kept(self) -> dict[str, object]:
-        names = ("users", "items", "ratings", "memories", "relations")
+        names = ("users", "items", "ratings", "memories", "relations", "keys")
         return {name: getattr(self, name).copy() for name in (*(f"known_{n}" for n in names), "owners")}
 
     def _apply(self, operation: object) -> int:
@@ -119,6 +124,13 @@ class FakeBackend(FakeGeneration, FakeMemories):
                     raise UnknownItem(f"there is no item {item_id!r}", param="item_id")
                 self.known_users.setdefault(user_id, User(row, user_id, {}, version))
                 self.known_ratings[user_id, item_id] = RatingRecord(item_id, value, timestamp)
+            case PutApiKey(key_id, role, digest, created_at, user_id, label, expires_at):
+                self.known_keys[key_id] = ApiKey(
+                    key_id, role, user_id, digest, label, created_at, expires_at, version
+                )
+            case DeleteApiKey(key_id):
+                if self.known_keys.pop(key_id, None) is None:
+                    raise UnknownApiKey(f"no key {key_id!r}", param="key_id")
             case DeleteUser(user_id):
                 self._user(user_id)
                 self._apply_memory(operation)
@@ -165,6 +177,10 @@ class FakeBackend(FakeGeneration, FakeMemories):
         version = self._read(min_version, item_id)
         count = sum(item == item_id for _, item in self.known_ratings)
         return ItemRecord(self._item(item_id), count, version)
+
+    async def api_keys(self, limit: int, after: str | None, min_version: int) -> Page:
+        keys = [replace(key, digest="") for _, key in sorted(self.known_keys.items())]
+        return _page(keys, limit, after, self._read(min_version))
 
     async def users(self, limit: int, after: str | None, min_version: int) -> Page:
         version = self._read(min_version)

@@ -22,6 +22,7 @@ ROUTES = [
 ]
 METHODS = ("GET", "PUT", "POST", "DELETE", "PATCH", "OPTIONS")
 IDS = {
+    "key_id": "weft_0000000000000000",
     "user_id": "ada",
     "item_id": "i0",
     "node_id": "ada",
@@ -33,6 +34,7 @@ IDS = {
     "memory_id": "m0",
 }
 BODIES = {
+    "/v1/keys": {"role": "read"},
     "/v1/users/{user_id}": {"attributes": {}},
     "/v1/items/{item_id}": {"title": "A"},
     "/v1/items": {"items": [{"item_id": "i0", "title": "A"}]},
@@ -65,7 +67,7 @@ def call(http: httpx.AsyncClient, method: str, path: str, **kwargs):
 
 
 def test_the_contract_has_all_its_routes() -> None:
-    assert len(ROUTES) == 49
+    assert len(ROUTES) == 52
     assert ("POST", "/v1/encoders/{digest}/activate") in ROUTES
 
 
