@@ -23,6 +23,7 @@ BENCHMARKS = (
     "context",
     "chat",
     "small_model",
+    "metrics",
 )
 
 if __name__ == "__main__":
