@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -109,8 +110,8 @@ class Service:
 
     def leftovers(self) -> set[Process]:
         """Processes of this service that still run, whether or not they still descend from it."""
-        marked = {p for p in family(self.process.pid, self._mark)}
-        return {p for p in self._seen | marked if p.alive}
+        self.family()
+        return {p for p in self._seen if p.alive}
 
     def interrupt(self) -> None:
         """Ctrl-C: a terminal sends it to the whole process group."""
@@ -127,12 +128,17 @@ class Service:
         wait_until(lambda: not self.leftovers(), timeout_s, f"end of {sorted(map(str, self.leftovers()))}")
 
     def sweep(self) -> None:
-        """End what a failed test left behind, so that it does not disturb the next."""
-        for left in self.leftovers():
-            try:
-                os.kill(left.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        """SIGKILL to every process, in no order: as in a power cut, or after a failed test."""
+
+        def none_left() -> bool:
+            # Again and again: one that is killed late starts others after they were listed.
+            left = self.leftovers()
+            for process in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            return not left
+
+        wait_until(none_left, 20, f"end of {sorted(map(str, self.leftovers()))}")
         self.process.wait(10)
 
 
