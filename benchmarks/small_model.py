@@ -127,11 +127,14 @@ def make_prompts(words: Words, kinds: dict[str, int], seed: int) -> list[Asked]:
 def accepted(answer: Answer, question: str, profile: talk.Profile) -> tuple[tuple[str, ...], ...]:
     """The names that make an answer right, without those of the question.
 
-    Of several suggestions any will do, with its own reasons.
+    Of several suggestions any will do, with its own reasons; and of several titles that have the same reason.
     """
     choices = [answer.named]
     if answer.kind == "suggest":
         choices = [(one.title, *one.reasons) for one in profile.suggested]
+    elif answer.kind == "similar":
+        other = answer.fields["other"]
+        choices = [(one.title,) for one in (*profile.related, *profile.suggested) if other in one.reasons]
     asked = question.casefold()
     return tuple(tuple(name for name in names if name.casefold() not in asked) for names in choices)
 

@@ -305,17 +305,19 @@ def rated(rng: random.Random, words: Words, profile: Profile) -> Turn:
     return Turn("rated", rng.choice(RATED).format(title=title), (answer,))
 
 
-def similar(rng: random.Random, words: Words, profile: Profile) -> Turn:
+def similar(rng: random.Random, words: Words, profile: Profile, *, known: bool = False) -> Turn:
+    """What is like a title; `known`: never one that no line has as a reason."""
     near = [one for one in (*profile.related, *profile.suggested) if one.reasons]
     question = rng.choice(SIMILAR)
-    if not near or rng.random() < 0.08:
+    if not near or (not known and rng.random() < 0.08):
         other = make_title(rng, words)
         return Turn(
             "similar", question.format(title=other), (Answer("similar_none", {"other": other}, (other,)),)
         )
     other = rng.choice(rng.choice(near).reasons)
     one = next(one for one in near if other in one.reasons)
-    answer = Answer("similar", {"line": because_of(one.title, one.reasons)}, (one.title,))
+    fields = {"line": because_of(one.title, one.reasons), "other": other}
+    answer = Answer("similar", fields, (one.title,))
     return Turn("similar", question.format(title=other), (answer,))
 
 

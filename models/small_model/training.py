@@ -23,6 +23,7 @@ from models.adapter_training import Precision, answer_loss, products
 from models.small_model.batches import Batch, Batcher, Row, encode_conversations, make_drill
 from models.small_model.conversations import Conversation, make_conversation
 from models.small_model.copying import prepare_copying
+from models.small_model.lookups import make_lookups
 from models.small_model.tokenizer import END, PAD, SYNONYMS, train_tokenizer
 from models.small_model.words import STRANGE_SHARE, TRAINING, Words
 
@@ -58,6 +59,8 @@ class Recipe:
     held_out: int = 120
     """Conversations that measure on the way."""
     strange_share: float = STRANGE_SHARE
+    lookup_share: float = 0.3
+    """Of the conversations: those that ask for every line by something in it."""
     tokenizer_conversations: int = 12_000
     rows_at_once: int = 2_000
     precision: Precision = "auto"
@@ -325,10 +328,12 @@ def _rows(recipe: Recipe, tokenizer: Any, rng: random.Random, *, easy: bool) -> 
     def words() -> Words:
         return TRAINING.estranged(rng) if rng.random() < recipe.strange_share else TRAINING
 
+    lookups = round(recipe.lookup_share * count)
     conversations = [
         make_conversation(rng, words(), max_lines=most, max_turns=turns).messages()
-        for _ in range(count - drills)
+        for _ in range(count - drills - lookups)
     ]
+    conversations += [make_lookups(rng, words()).messages() for _ in range(lookups)]
     rows = encode_conversations(tokenizer, conversations)
     rows += [make_drill(rng, recipe.vocab_size) for _ in range(drills)]
     return [row for row in rows if len(row.tokens) <= recipe.window]

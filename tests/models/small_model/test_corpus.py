@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 
 import pytest
 
 from benchmarks.held_out_words import HELD_OUT
 from graph.context_lines import HEADER, LINE_KINDS
 from models.small_model.answers import STYLES, say, shows_style
-from models.small_model.conversations import Conversation, make_conversation
+from models.small_model.conversations import ABOUT_SUBJECT, SIMILAR, Conversation, make_conversation
 from models.small_model.facts import second_person
+from models.small_model.lookups import make_lookups
 from models.small_model.titles import make_title
 from models.small_model.tokenizer import train_tokenizer
 from models.small_model.words import TRAINING
@@ -58,6 +60,35 @@ def test_every_kind_of_question_occurs() -> None:
         "explain", "next", "more", "fact", "quote", "liked", "disliked", "rated", "similar", "both",
         "about me", "unknown", "nothing known", "small talk",
     }  # fmt: skip
+
+
+def _subjectless() -> list[str]:
+    return [re.sub(r"{\w+}", "{}", pattern) for pattern in (*ABOUT_SUBJECT, *SIMILAR)]
+
+
+def test_lookups_ask_for_every_line_by_something_that_no_other_line_has() -> None:
+    rng, kinds = random.Random(11), set()
+    for _ in range(200):
+        conversation = make_lookups(rng, TRAINING.estranged(rng) if rng.random() < 0.5 else TRAINING)
+        assert conversation.system is not None
+        lines = [line for line in conversation.system.split("\n")[1:] if not line.startswith("- liked:")]
+        found = set()
+        for turn in conversation.turns:
+            (name,) = turn.named
+            (line,) = (one for one in lines if re.match(rf"- \w+: {re.escape(name)}(, because of|$)", one))
+            (asked,) = {
+                turn.question[len(before) : -len(after)]
+                for before, after in (pattern.split("{}") for pattern in _subjectless())
+                if turn.question.startswith(before) and turn.question.endswith(after)
+            }
+            assert asked in line and name in say(turn.answers)
+            if turn.kind == "quote":
+                words = rf"(?<!\S){re.escape(asked)}(?!\S)"
+                assert [other for other in lines if re.search(words, other)] == [line]
+            found.add(line)
+            kinds.add(turn.kind)
+        assert found == set(lines)
+    assert kinds == {"quote", "similar"}
 
 
 @pytest.mark.parametrize(
