@@ -13,8 +13,7 @@ LineKind: TypeAlias = Literal["said", "liked", "disliked", "related", "suggested
 """What a line says of its source: a memory (said), an item the user rated (liked, disliked), an item beside
 the liked ones in the graph (related), an item that is recommended next (suggested)."""
 LINE_KINDS: tuple[LineKind, ...] = ("said", "liked", "disliked", "related", "suggested")
-"""In the order in which a prompt has them: what changes with each question comes last, so that the beginning
-of a returning user's prompt is the one of the last time."""
+"""In the order in which a prompt has them."""
 
 HEADER = "What is known about this user:"
 
