@@ -1,7 +1,7 @@
 """Conversations that ask for every line by something in it, one after the other.
 
-To quote a line by a word in its middle, attention has to find the word, then the line's beginning. In ordinary
-conversations few tokens depend on that, and a small model does not find out how; here every answer does.
+To quote a line by a word in its middle, attention has to find the word, then the line's beginning. Few tokens
+of an ordinary conversation depend on that, and a small model does not find out how; here every answer does.
 """
 
 from __future__ import annotations
@@ -9,15 +9,7 @@ from __future__ import annotations
 import random
 
 from graph.context_lines import render
-from models.small_model.conversations import (
-    Conversation,
-    Profile,
-    Said,
-    Suggested,
-    Turn,
-    quote,
-    similar,
-)
+from models.small_model.conversations import Conversation, Profile, Said, Suggested, quote, similar
 from models.small_model.facts import Fact
 from models.small_model.titles import make_title
 from models.small_model.words import Words
