@@ -37,7 +37,7 @@ def make_lookups(rng: random.Random, words: Words) -> Conversation:
 
 
 class _Material:
-    """Sentences and titles that share no word but those of how sentences begin."""
+    """Sentences that share no word but those they begin with, and titles, each made once."""
 
     def __init__(self, rng: random.Random, words: Words) -> None:
         self._rng, self._words = rng, words
